@@ -1,0 +1,1 @@
+"""A hospital: its configuration, cohort, preprocessing, local training, evaluation and disclosure."""

@@ -1,0 +1,240 @@
+"""The study: everything all sites of a federation agree on before the first round."""
+
+import hashlib
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from common.documents import Settings, parse_settings
+
+Sequence = Literal["t1", "t2", "t1ce"]
+Label = Literal[0, 1]
+CLASS_NAMES = ("recurrence", "necrosis")
+"""Names of the labels 0 and 1. Radiation necrosis is the positive class."""
+
+
+class PreprocessingSpec(Settings):
+    """How an exam's volumes become one array of shape (sequences, D, H, W)."""
+
+    spacing_mm: tuple[float, float, float] = Field(
+        description="voxel size after resampling, three numbers in mm"
+    )
+    size_voxels: tuple[int, int, int] = Field(
+        description="size of the crop, three whole numbers of voxels, 16 to 256"
+    )
+    crop: Literal["lesion", "enhancement", "head"] = Field(
+        description="centre of the crop: lesion (a radiologist's point or mask), enhancement (found in T1ce - T1) or head"
+    )
+    missing_sequence: Literal["refuse", "zero_fill"] = Field(
+        default="refuse", description="what to do with an exam that lacks a sequence: refuse or zero_fill"
+    )
+
+    @model_validator(mode="after")
+    def _ranges(self) -> "PreprocessingSpec":
+        if not all(0.3 <= mm <= 10 for mm in self.spacing_mm):
+            raise ValueError(
+                f"spacing_mm is {list(self.spacing_mm)}, expected three numbers from 0.3 to 10 mm"
+            )
+        if not all(16 <= voxels <= 256 for voxels in self.size_voxels):
+            raise ValueError(
+                f"size_voxels is {list(self.size_voxels)}, expected three whole numbers from 16 to 256"
+            )
+        return self
+
+
+class AugmentationSpec(Settings):
+    """Random changes to training crops. Every number is a bound or a probability; 0 switches a change off."""
+
+    flip_probability: float = Field(
+        default=0.5, ge=0, le=1, description="chance of mirroring along each axis"
+    )
+    rotation_degrees: float = Field(default=10, ge=0, le=180, description="largest rotation about each axis")
+    scaling: float = Field(default=0.1, ge=0, lt=0.5, description="largest relative change of size")
+    translation_mm: float = Field(default=4, ge=0, le=50, description="largest shift along each axis")
+    intensity: float = Field(
+        default=0.1, ge=0, lt=1, description="largest relative change of contrast, and of brightness in sd"
+    )
+    noise: float = Field(
+        default=0.05, ge=0, le=1, description="largest sd of added noise, in sd of the volume"
+    )
+    drop_sequence: float = Field(
+        default=0.0, ge=0, le=0.9, description="chance of blanking one sequence; wanted with zero_fill"
+    )
+
+
+class ModelSpec(Settings):
+    """Which network is trained."""
+
+    name: Literal["resnet10"] = Field(default="resnet10", description="architecture")
+    norm: Literal["group", "batch"] = Field(
+        default="group", description="normalisation layers: group or batch"
+    )
+    num_groups: int = Field(default=8, ge=1, le=64, description="groups of a group norm layer")
+    width: float = Field(
+        default=1.0, gt=0, le=2, description="factor on the number of channels of every layer"
+    )
+    stem_stride: Literal[1, 2] = Field(default=2, description="stride of the first convolution: 1 or 2")
+
+
+class TrainingSpec(Settings):
+    """What a site does with the global model in a round."""
+
+    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="optimiser: adamw or sgd")
+    learning_rate: float = Field(gt=0, le=10, description="step size in the first round")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of sgd; adamw does not use it")
+    weight_decay: float = Field(default=0.01, ge=0, le=1, description="weight decay of the optimiser")
+    batch_size: int = Field(ge=1, le=256, description="patients per step")
+    local_epochs: int | None = Field(
+        default=None,
+        ge=1,
+        le=100,
+        description="passes over a site's training patients per round; or local_steps",
+    )
+    local_steps: int | None = Field(
+        default=None, ge=1, le=100_000, description="optimiser steps per site and round; or local_epochs"
+    )
+    schedule: Literal["constant", "cosine"] = Field(
+        default="cosine", description="learning rate over the rounds: constant or cosine"
+    )
+    fedprox_mu: float = Field(
+        default=0.0, ge=0, le=100, description="strength of the FedProx penalty; 0 is FedAvg"
+    )
+    class_weighting: Literal["none", "balanced"] = Field(
+        default="balanced", description="loss weights of the classes, from the counts of all sites together"
+    )
+    max_grad_norm: float | None = Field(
+        default=None, gt=0, description="gradients are clipped to this norm; none if absent"
+    )
+    keep_optimizer_state: bool = Field(
+        default=False, description="whether a site goes on with its optimiser's state of the round before"
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainingSpec":
+        if (self.local_epochs is None) == (self.local_steps is None):
+            raise ValueError("give exactly one of local_epochs and local_steps")
+        return self
+
+
+class ParticipationSpec(Settings):
+    """How many sites a round needs and how long it waits for them."""
+
+    min_sites: int = Field(
+        ge=1, description="replies below which a round is no success and the run ends INVALID"
+    )
+    round_timeout_s: float = Field(default=3600, gt=0, description="seconds a round waits for its replies")
+    max_update_norm_ratio: float = Field(
+        default=10,
+        gt=1,
+        description="an update whose norm exceeds this many times the median of the round is refused",
+    )
+
+
+class OperatingPointSpec(Settings):
+    """How the decision threshold is chosen on the pooled validation patients."""
+
+    rule: Literal["sensitivity", "specificity", "youden", "fixed"] = Field(
+        default="sensitivity", description="sensitivity, specificity, youden or fixed"
+    )
+    value: float | None = Field(
+        default=None,
+        description="least sensitivity or specificity (0 to 1), or the fixed margin; none for youden",
+    )
+
+    @model_validator(mode="after")
+    def _value_fits_rule(self) -> "OperatingPointSpec":
+        if self.rule == "youden" and self.value is not None:
+            raise ValueError("rule youden takes no value; delete it")
+        if self.rule in ("sensitivity", "specificity") and not (self.value is None or 0 < self.value < 1):
+            raise ValueError(f"value is {self.value}, expected a share between 0 and 1 for rule {self.rule}")
+        if self.rule == "fixed" and self.value is None:
+            raise ValueError("rule fixed needs a value: the threshold on the logit margin")
+        return self
+
+    @property
+    def target(self) -> float | None:
+        """The rule's value, with .90 for the rules on a share where none was given."""
+        return 0.9 if self.value is None and self.rule in ("sensitivity", "specificity") else self.value
+
+
+class EvaluationSpec(Settings):
+    """What is counted at the sites and how the pooled figures are formed."""
+
+    num_bins: int = Field(
+        default=32,
+        ge=8,
+        le=1024,
+        description="bins of the score histograms; a site refuses more than its own max_bins",
+    )
+    margin_limit: float = Field(
+        default=5.0, gt=0, le=20, description="the bins cover asinh(margin) from minus to plus this number"
+    )
+    operating_point: OperatingPointSpec = Field(default_factory=OperatingPointSpec)
+    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="level of all intervals")
+    interval: Literal["wilson", "clopper-pearson"] = Field(
+        default="wilson", description="kind of interval for shares"
+    )
+    prevalence: float | None = Field(
+        default=None, gt=0, lt=1, description="share of necrosis for which PPV and NPV are stated as well"
+    )
+    min_pooled_sites: int = Field(default=3, ge=1, description="sites below which no pooled figure is formed")
+
+
+class SplitSpec(Settings):
+    """Shares of patients set aside at sites whose table names no split."""
+
+    validation: float = Field(default=0.2, gt=0, lt=0.5, description="share of patients for validation")
+    test: float = Field(default=0.2, gt=0, lt=0.5, description="share of patients for the test")
+
+
+class Study(Settings):
+    """Everything all sites agree on. Its digest is part of every message and of the record."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="letters, digits, '.', '_' and '-'"
+    )
+    seed: int = Field(ge=0, lt=2**31, description="start of all randomness")
+    rounds: int = Field(ge=1, le=10_000, description="rounds of training")
+    sequences: tuple[Sequence, ...] = Field(
+        default=("t1", "t2", "t1ce"),
+        min_length=1,
+        description="channels of the network, out of t1, t2 and t1ce",
+    )
+    preprocessing: PreprocessingSpec
+    augmentation: AugmentationSpec = Field(default_factory=AugmentationSpec)
+    model: ModelSpec = Field(default_factory=ModelSpec)
+    training: TrainingSpec
+    participation: ParticipationSpec
+    evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
+    split: SplitSpec = Field(default_factory=SplitSpec)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Study":
+        if len(set(self.sequences)) != len(self.sequences):
+            raise ValueError(f"sequences is {list(self.sequences)}, expected each sequence once")
+        if self.preprocessing.missing_sequence == "zero_fill":
+            if len(self.sequences) == 1:
+                raise ValueError("missing_sequence zero_fill needs at least two sequences; write refuse")
+            if self.augmentation.drop_sequence == 0:
+                raise ValueError(
+                    "missing_sequence zero_fill needs augmentation.drop_sequence above 0, such as 0.1"
+                )
+        if self.preprocessing.crop == "enhancement" and not {"t1", "t1ce"} <= set(self.sequences):
+            raise ValueError(
+                "crop enhancement needs the sequences t1 and t1ce; add them or use lesion or head"
+            )
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the settings in one fixed form: equal for studies that mean the same, in hexadecimal."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def parse_study(text: str, *, origin: str) -> Study:
+    """Read a study from YAML.
+
+    Raises:
+        ConfigError: All faults at once, each with its line.
+    """
+    return parse_settings(text, Study, origin=origin)
