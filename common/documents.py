@@ -1,4 +1,4 @@
-"""Read a YAML text into a frozen pydantic model, or say everything that is wrong with it at once, with line numbers."""
+"""Read a YAML text into a frozen pydantic model, or say all that is wrong with it at once, with line numbers."""
 
 import difflib
 import json
@@ -23,7 +23,7 @@ class Settings(BaseModel):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML with two traps closed: `1e-3` is a number, and a key given twice is a fault instead of a silent overwrite."""
+    """Safe YAML with two traps closed: `1e-3` is a number, and a key given twice is a fault."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[str, int] = {}
@@ -67,9 +67,7 @@ def parse_settings(text: str, model: type[ModelT], *, origin: str) -> ModelT:
         loader.dispose()
     if not isinstance(values, dict):
         found = "nothing" if values is None else type(values).__name__
-        fault = (
-            f"found {found}, expected settings of the form `name: value`; begin from the commented example"
-        )
+        fault = f"found {found}, expected settings of the form `name: value`; begin from the commented example"
         raise ConfigError(list_of_faults(origin, [fault]))
     try:
         # Through JSON, since strict validation then still takes a list for a tuple and a text for a path.
@@ -83,7 +81,8 @@ def _syntax_fault(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return f"{where}not readable as YAML: {problem}; mend this line (indent with spaces, quote texts that hold ': ' or '#')"
+    advice = "mend this line (indent with spaces, quote texts that hold ': ' or '#')"
+    return f"{where}not readable as YAML: {problem}; {advice}"
 
 
 def _fault(details: ErrorDetails, node: yaml.Node | None, model: type[BaseModel]) -> str:

@@ -1,7 +1,7 @@
 """Errors that a person can act on: who caused it, what was found, what was expected, what to do.
 
-The text of an error is for the machine it was raised on. What travels to the coordinator is its `code` alone, since a text
-may hold a path or a patient's identifier.
+The text of an error is for the machine it was raised on. What travels to the coordinator is its `code` alone,
+since a text may hold a path or a patient's identifier.
 """
 
 from collections.abc import Sequence

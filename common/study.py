@@ -16,14 +16,10 @@ CLASS_NAMES = ("recurrence", "necrosis")
 class PreprocessingSpec(Settings):
     """How an exam's volumes become one array of shape (sequences, D, H, W)."""
 
-    spacing_mm: tuple[float, float, float] = Field(
-        description="voxel size after resampling, three numbers in mm"
-    )
-    size_voxels: tuple[int, int, int] = Field(
-        description="size of the crop, three whole numbers of voxels, 16 to 256"
-    )
+    spacing_mm: tuple[float, float, float] = Field(description="voxel size after resampling, three numbers in mm")
+    size_voxels: tuple[int, int, int] = Field(description="size of the crop, three whole numbers of voxels, 16 to 256")
     crop: Literal["lesion", "enhancement", "head"] = Field(
-        description="centre of the crop: lesion (a radiologist's point or mask), enhancement (found in T1ce - T1) or head"
+        description="crop centre: lesion (a radiologist's point or mask), enhancement (found in T1ce - T1) or head"
     )
     missing_sequence: Literal["refuse", "zero_fill"] = Field(
         default="refuse", description="what to do with an exam that lacks a sequence: refuse or zero_fill"
@@ -32,31 +28,23 @@ class PreprocessingSpec(Settings):
     @model_validator(mode="after")
     def _ranges(self) -> "PreprocessingSpec":
         if not all(0.3 <= mm <= 10 for mm in self.spacing_mm):
-            raise ValueError(
-                f"spacing_mm is {list(self.spacing_mm)}, expected three numbers from 0.3 to 10 mm"
-            )
+            raise ValueError(f"spacing_mm is {list(self.spacing_mm)}, expected three numbers from 0.3 to 10 mm")
         if not all(16 <= voxels <= 256 for voxels in self.size_voxels):
-            raise ValueError(
-                f"size_voxels is {list(self.size_voxels)}, expected three whole numbers from 16 to 256"
-            )
+            raise ValueError(f"size_voxels is {list(self.size_voxels)}, expected three whole numbers from 16 to 256")
         return self
 
 
 class AugmentationSpec(Settings):
     """Random changes to training crops. Every number is a bound or a probability; 0 switches a change off."""
 
-    flip_probability: float = Field(
-        default=0.5, ge=0, le=1, description="chance of mirroring along each axis"
-    )
+    flip_probability: float = Field(default=0.5, ge=0, le=1, description="chance of mirroring along each axis")
     rotation_degrees: float = Field(default=10, ge=0, le=180, description="largest rotation about each axis")
     scaling: float = Field(default=0.1, ge=0, lt=0.5, description="largest relative change of size")
     translation_mm: float = Field(default=4, ge=0, le=50, description="largest shift along each axis")
     intensity: float = Field(
         default=0.1, ge=0, lt=1, description="largest relative change of contrast, and of brightness in sd"
     )
-    noise: float = Field(
-        default=0.05, ge=0, le=1, description="largest sd of added noise, in sd of the volume"
-    )
+    noise: float = Field(default=0.05, ge=0, le=1, description="largest sd of added noise, in sd of the volume")
     drop_sequence: float = Field(
         default=0.0, ge=0, le=0.9, description="chance of blanking one sequence; wanted with zero_fill"
     )
@@ -66,13 +54,9 @@ class ModelSpec(Settings):
     """Which network is trained."""
 
     name: Literal["resnet10"] = Field(default="resnet10", description="architecture")
-    norm: Literal["group", "batch"] = Field(
-        default="group", description="normalisation layers: group or batch"
-    )
+    norm: Literal["group", "batch"] = Field(default="group", description="normalisation layers: group or batch")
     num_groups: int = Field(default=8, ge=1, le=64, description="groups of a group norm layer")
-    width: float = Field(
-        default=1.0, gt=0, le=2, description="factor on the number of channels of every layer"
-    )
+    width: float = Field(default=1.0, gt=0, le=2, description="factor on the number of channels of every layer")
     stem_stride: Literal[1, 2] = Field(default=2, description="stride of the first convolution: 1 or 2")
 
 
@@ -96,9 +80,7 @@ class TrainingSpec(Settings):
     schedule: Literal["constant", "cosine"] = Field(
         default="cosine", description="learning rate over the rounds: constant or cosine"
     )
-    fedprox_mu: float = Field(
-        default=0.0, ge=0, le=100, description="strength of the FedProx penalty; 0 is FedAvg"
-    )
+    fedprox_mu: float = Field(default=0.0, ge=0, le=100, description="strength of the FedProx penalty; 0 is FedAvg")
     class_weighting: Literal["none", "balanced"] = Field(
         default="balanced", description="loss weights of the classes, from the counts of all sites together"
     )
@@ -119,9 +101,7 @@ class TrainingSpec(Settings):
 class ParticipationSpec(Settings):
     """How many sites a round needs and how long it waits for them."""
 
-    min_sites: int = Field(
-        ge=1, description="replies below which a round is no success and the run ends INVALID"
-    )
+    min_sites: int = Field(ge=1, description="replies below which a round is no success and the run ends INVALID")
     round_timeout_s: float = Field(default=3600, gt=0, description="seconds a round waits for its replies")
     max_update_norm_ratio: float = Field(
         default=10,
@@ -171,9 +151,7 @@ class EvaluationSpec(Settings):
     )
     operating_point: OperatingPointSpec = Field(default_factory=OperatingPointSpec)
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="level of all intervals")
-    interval: Literal["wilson", "clopper-pearson"] = Field(
-        default="wilson", description="kind of interval for shares"
-    )
+    interval: Literal["wilson", "clopper-pearson"] = Field(default="wilson", description="kind of interval for shares")
     prevalence: float | None = Field(
         default=None, gt=0, lt=1, description="share of necrosis for which PPV and NPV are stated as well"
     )
@@ -190,9 +168,7 @@ class SplitSpec(Settings):
 class Study(Settings):
     """Everything all sites agree on. Its digest is part of every message and of the record."""
 
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="letters, digits, '.', '_' and '-'"
-    )
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="letters, digits, '.', '_' and '-'")
     seed: int = Field(ge=0, lt=2**31, description="start of all randomness")
     rounds: int = Field(ge=1, le=10_000, description="rounds of training")
     sequences: tuple[Sequence, ...] = Field(
@@ -216,13 +192,9 @@ class Study(Settings):
             if len(self.sequences) == 1:
                 raise ValueError("missing_sequence zero_fill needs at least two sequences; write refuse")
             if self.augmentation.drop_sequence == 0:
-                raise ValueError(
-                    "missing_sequence zero_fill needs augmentation.drop_sequence above 0, such as 0.1"
-                )
+                raise ValueError("missing_sequence zero_fill needs augmentation.drop_sequence above 0, such as 0.1")
         if self.preprocessing.crop == "enhancement" and not {"t1", "t1ce"} <= set(self.sequences):
-            raise ValueError(
-                "crop enhancement needs the sequences t1 and t1ce; add them or use lesion or head"
-            )
+            raise ValueError("crop enhancement needs the sequences t1 and t1ce; add them or use lesion or head")
         return self
 
     @property

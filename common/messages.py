@@ -1,0 +1,367 @@
+"""Tasks and replies as Flower records and back. The only file that knows the keys of the records.
+
+What is read from a peer is checked here for presence, type and range; what it means is checked where it is used.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from flwr.app import Array as FlowerArray
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from pydantic import ValidationError
+
+from common.errors import ProtocolError
+from common.metrics.bins import MarginBins
+from common.metrics.site_statistics import SiteStatistics
+from common.model_state import Array, ModelState
+from common.study import Study
+from common.tasks import (
+    SPLITS,
+    DescribeTask,
+    EvaluateReply,
+    EvaluateTask,
+    Evaluation,
+    Failure,
+    Reply,
+    SiteManifest,
+    Split,
+    TrainReply,
+    TrainTask,
+)
+
+PROTOCOL = 1
+MESSAGE_TYPES = {DescribeTask: "query.describe", TrainTask: "train", EvaluateTask: "evaluate"}
+"""Flower's message type for each task; the part after the dot names the handler."""
+
+MAX_FAILURE_CODE = 40
+"""Longest code of a failure. Codes are constant names, so a longer text is refused."""
+
+_KEY_STATE, _KEY_TASK, _KEY_REPLY, _KEY_STATISTICS = "state", "task", "reply", "statistics"
+_MAX_COUNT = 10**9
+_T = TypeVar("_T")
+
+
+def bins_of(study: Study) -> MarginBins:
+    """The score bins that all sites of a study count in."""
+    return MarginBins(num_bins=study.evaluation.num_bins, limit=study.evaluation.margin_limit)
+
+
+# --- tasks ------------------------------------------------------------------------------------------------------------
+
+
+def task_records(task: DescribeTask | TrainTask | EvaluateTask) -> RecordDict:
+    """A task as Flower records."""
+    config: dict[str, Any] = {"protocol": PROTOCOL, "study": task.study.model_dump_json()}
+    match task:
+        case TrainTask():
+            config |= {
+                "run": task.run,
+                "round": task.round,
+                "class-weights": list(task.class_weights),
+                "fedprox-mu": task.fedprox_mu,
+            }
+        case EvaluateTask():
+            config |= {"split": task.split, "threshold": [] if task.threshold is None else [task.threshold]}
+    records = RecordDict({_KEY_TASK: ConfigRecord(config)})
+    if not isinstance(task, DescribeTask):
+        records[_KEY_STATE] = _array_record(task.state)
+    return records
+
+
+def read_describe_task(records: RecordDict) -> DescribeTask:
+    """Read a task at a site.
+
+    Raises:
+        ProtocolError: If a value is missing, of the wrong type or out of range.
+    """
+    return DescribeTask(_Values(records, _KEY_TASK).study())
+
+
+def read_train_task(records: RecordDict) -> TrainTask:
+    """Read a task at a site; raises like `read_describe_task`."""
+    values = _Values(records, _KEY_TASK)
+    study = values.study()
+    weights = values.numbers("class-weights", length=2, low=0.0, high=1e6)
+    return TrainTask(
+        study=study,
+        run=values.text("run", pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"),
+        round=values.whole("round", low=1, high=study.rounds),
+        class_weights=(weights[0], weights[1]),
+        fedprox_mu=values.number("fedprox-mu", low=0.0, high=100.0),
+        state=_read_arrays(records),
+    )
+
+
+def read_evaluate_task(records: RecordDict) -> EvaluateTask:
+    """Read a task at a site; raises like `read_describe_task`."""
+    values = _Values(records, _KEY_TASK)
+    threshold = values.numbers("threshold", length=None, low=-np.inf, high=np.inf)
+    if len(threshold) > 1:
+        raise ProtocolError(f"threshold has {len(threshold)} values, expected none or one")
+    return EvaluateTask(
+        study=values.study(),
+        split=values.choice("split", ("validation", "test")),
+        threshold=threshold[0] if threshold else None,
+        state=_read_arrays(records),
+    )
+
+
+# --- replies ----------------------------------------------------------------------------------------------------------
+
+
+def reply_records(reply: Reply) -> RecordDict:
+    """A reply as Flower records."""
+    match reply:
+        case Failure():
+            return RecordDict({_KEY_REPLY: ConfigRecord({"protocol": PROTOCOL, "failure": reply.code})})
+        case SiteManifest():
+            return RecordDict({_KEY_REPLY: ConfigRecord(_manifest_config(reply))})
+        case TrainReply():
+            config = _evaluation_config(reply.evaluation) | {
+                "study-digest": reply.study_digest,
+                "round": reply.round,
+                "num-patients": list(reply.num_patients),
+                "num-steps": reply.num_steps,
+                "train-loss": reply.train_loss,
+                "optimizer": reply.optimizer,
+                "seconds": list(reply.seconds),
+            }
+            records = RecordDict({_KEY_REPLY: ConfigRecord(config), _KEY_STATE: _array_record(reply.state)})
+            return _with_statistics(records, reply.evaluation)
+        case EvaluateReply():
+            config = _evaluation_config(reply.evaluation) | {
+                "study-digest": reply.study_digest,
+                "seconds": [reply.seconds],
+            }
+            return _with_statistics(RecordDict({_KEY_REPLY: ConfigRecord(config)}), reply.evaluation)
+
+
+def read_manifest(records: RecordDict) -> SiteManifest | Failure:
+    """Read a site's answer to a `DescribeTask`.
+
+    Raises:
+        ProtocolError: If a value is missing, of the wrong type or out of range.
+    """
+    values = _Values(records, _KEY_REPLY)
+    if (failure := values.failure()) is not None:
+        return failure
+    patients: dict[Split, tuple[int, int]] = {}
+    for split in SPLITS:
+        counts = values.wholes(f"num-patients-{split}", length=2, low=0, high=_MAX_COUNT)
+        patients[split] = (counts[0], counts[1])
+    return SiteManifest(
+        site=values.text("site", pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"),
+        study_digest=values.text("study-digest", pattern=r"[0-9a-f]{64}"),
+        num_patients=patients,
+        num_exams={split: values.whole(f"num-exams-{split}", low=0, high=_MAX_COUNT) for split in SPLITS},
+        cohort_digests={split: values.text(f"cohort-{split}", pattern=r"[0-9a-f]{64}") for split in SPLITS},
+        missing_sequences=values.named_counts("missing-sequences"),
+        crop_centers=values.named_counts("crop-centers"),
+        device=values.text("device", pattern=r"[A-Za-z0-9][\w .:()/+-]{0,79}"),
+        torch_threads=values.whole("torch-threads", low=1, high=4096),
+        versions=values.named_texts("versions"),
+    )
+
+
+def read_train_reply(records: RecordDict, *, study: Study) -> TrainReply | Failure:
+    """Read a site's answer to a `TrainTask`; raises like `read_manifest`."""
+    values = _Values(records, _KEY_REPLY)
+    if (failure := values.failure()) is not None:
+        return failure
+    patients = values.wholes("num-patients", length=2, low=0, high=_MAX_COUNT)
+    seconds = values.numbers("seconds", length=2, low=0.0, high=1e9)
+    return TrainReply(
+        study_digest=values.text("study-digest", pattern=r"[0-9a-f]{64}"),
+        round=values.whole("round", low=1, high=study.rounds),
+        state=_read_arrays(records),
+        num_patients=(patients[0], patients[1]),
+        num_steps=values.whole("num-steps", low=1, high=_MAX_COUNT),
+        train_loss=values.number("train-loss", low=-np.inf, high=np.inf),
+        optimizer=values.choice("optimizer", ("fresh", "continued")),
+        seconds=(seconds[0], seconds[1]),
+        evaluation=_read_evaluation(records, values, study=study, has_threshold=False),
+    )
+
+
+def read_evaluate_reply(records: RecordDict, *, study: Study, has_threshold: bool) -> EvaluateReply | Failure:
+    """Read a site's answer to an `EvaluateTask`; raises like `read_manifest`."""
+    values = _Values(records, _KEY_REPLY)
+    if (failure := values.failure()) is not None:
+        return failure
+    return EvaluateReply(
+        study_digest=values.text("study-digest", pattern=r"[0-9a-f]{64}"),
+        evaluation=_read_evaluation(records, values, study=study, has_threshold=has_threshold),
+        seconds=values.numbers("seconds", length=1, low=0.0, high=1e9)[0],
+    )
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _manifest_config(manifest: SiteManifest) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "protocol": PROTOCOL,
+        "site": manifest.site,
+        "study-digest": manifest.study_digest,
+        "missing-sequences": json.dumps(manifest.missing_sequences, sort_keys=True),
+        "crop-centers": json.dumps(manifest.crop_centers, sort_keys=True),
+        "device": manifest.device,
+        "torch-threads": manifest.torch_threads,
+        "versions": json.dumps(manifest.versions, sort_keys=True),
+    }
+    for split in SPLITS:
+        config[f"num-patients-{split}"] = list(manifest.num_patients[split])
+        config[f"num-exams-{split}"] = manifest.num_exams[split]
+        config[f"cohort-{split}"] = manifest.cohort_digests[split]
+    return config
+
+
+def _evaluation_config(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "protocol": PROTOCOL,
+        "split": evaluation.split,
+        "withheld": evaluation.withheld,
+        "cohort": evaluation.cohort_digest,
+    }
+
+
+def _with_statistics(records: RecordDict, evaluation: Evaluation) -> RecordDict:
+    if evaluation.statistics is not None:
+        integers = evaluation.statistics.to_integers()
+        records[_KEY_STATISTICS] = MetricRecord({name: list(values) for name, values in integers.items()})
+    return records
+
+
+def _read_evaluation(records: RecordDict, values: "_Values", *, study: Study, has_threshold: bool) -> Evaluation:
+    withheld = values.choice("withheld", ("", "min_cell", "no_patients"))
+    statistics = None
+    if not withheld:
+        record = records.get(_KEY_STATISTICS)
+        if not isinstance(record, MetricRecord):
+            raise ProtocolError("the reply holds no statistics and does not say that they are withheld")
+        integers = {}
+        for name, numbers in record.items():
+            if not (isinstance(numbers, list) and all(type(number) is int for number in numbers)):
+                raise ProtocolError(f"statistics {name!r} must be a list of whole numbers")
+            integers[name] = cast(list[int], numbers)
+        statistics = SiteStatistics.from_integers(integers, bins=bins_of(study), has_threshold=has_threshold)
+    return Evaluation(
+        split=values.choice("split", ("validation", "test")),
+        statistics=statistics,
+        withheld=withheld,
+        cohort_digest=values.text("cohort", pattern=r"[0-9a-f]{64}"),
+    )
+
+
+def _array_record(state: ModelState) -> ArrayRecord:
+    return ArrayRecord({name: FlowerArray(np.ascontiguousarray(state[name])) for name in sorted(state)})
+
+
+def _read_arrays(records: RecordDict) -> dict[str, Array]:
+    record = records.get(_KEY_STATE)
+    if not isinstance(record, ArrayRecord) or not record:
+        raise ProtocolError("the message holds no model state; both sides need the same version of this program")
+    state = {}
+    for name, array in record.items():
+        try:
+            state[name] = array.numpy()
+        except (ValueError, TypeError, EOFError, OSError) as error:
+            raise ProtocolError(f"array {name!r} of the model state is unreadable ({type(error).__name__})") from None
+    return state
+
+
+class _Values:
+    """The values of one configuration record, each asked for with the type and range it must have."""
+
+    def __init__(self, records: RecordDict, key: str) -> None:
+        record = records.get(key)
+        if not isinstance(record, ConfigRecord):
+            raise ProtocolError(f"the message has no {key!r} part; both sides need the same version of this program")
+        self._record: Mapping[str, object] = record
+        if record.get("protocol") != PROTOCOL:
+            raise ProtocolError(
+                f"the message is of protocol {record.get('protocol')!r}, this program speaks {PROTOCOL}; "
+                "install the same version on both sides"
+            )
+
+    def failure(self) -> Failure | None:
+        if "failure" not in self._record:
+            return None
+        return Failure(self.text("failure", pattern=rf"[a-z][a-z_]{{0,{MAX_FAILURE_CODE - 1}}}"))
+
+    def study(self) -> Study:
+        try:
+            return Study.model_validate_json(self._get("study", str))
+        except ValidationError as error:
+            raise ProtocolError(
+                f"the study in the message has {error.error_count()} faults; "
+                "both sides need the same version of this program"
+            ) from None
+
+    def _get(self, key: str, kind: type[_T]) -> _T:
+        if key not in self._record:
+            raise ProtocolError(f"{key!r} is missing; both sides need the same version of this program")
+        value = self._record[key]
+        if type(value) is not kind:
+            raise ProtocolError(f"{key!r} must be of type {kind.__name__}, got {type(value).__name__}")
+        return value
+
+    def text(self, key: str, *, pattern: str) -> str:
+        value = self._get(key, str)
+        if not re.fullmatch(pattern, value):
+            raise ProtocolError(f"{key!r} does not have the form {pattern}")
+        return value
+
+    def choice(self, key: str, choices: tuple[Any, ...]) -> Any:
+        value = self._get(key, str)
+        if value not in choices:
+            raise ProtocolError(f"{key!r} must be one of {', '.join(map(repr, choices))}")
+        return value
+
+    def whole(self, key: str, *, low: int, high: int) -> int:
+        return _in_range(key, self._get(key, int), low, high)
+
+    def number(self, key: str, *, low: float, high: float) -> float:
+        return _in_range(key, self._get(key, float), low, high)
+
+    def wholes(self, key: str, *, length: int, low: int, high: int) -> list[int]:
+        values = self._get(key, list)
+        if len(values) != length or not all(type(value) is int for value in values):
+            raise ProtocolError(f"{key!r} must be {length} whole numbers")
+        return [_in_range(key, value, low, high) for value in values]
+
+    def numbers(self, key: str, *, length: int | None, low: float, high: float) -> list[float]:
+        values = self._get(key, list)
+        if length not in (None, len(values)) or not all(type(value) is float for value in values):
+            raise ProtocolError(f"{key!r} must be {'' if length is None else length} numbers")
+        return [_in_range(key, value, low, high) for value in values]
+
+    def named_counts(self, key: str) -> dict[str, int]:
+        values = self._named(key)
+        if not all(type(value) is int and 0 <= value <= _MAX_COUNT for value in values.values()):
+            raise ProtocolError(f"{key!r} must be counts by name")
+        return cast(dict[str, int], values)
+
+    def named_texts(self, key: str) -> dict[str, str]:
+        values = self._named(key)
+        if not all(isinstance(value, str) and len(value) <= 80 for value in values.values()):
+            raise ProtocolError(f"{key!r} must be short texts by name")
+        return cast(dict[str, str], values)
+
+    def _named(self, key: str) -> dict[str, object]:
+        try:
+            values = json.loads(self._get(key, str))
+        except ValueError:
+            raise ProtocolError(f"{key!r} is not readable as JSON") from None
+        if not isinstance(values, dict) or len(values) > 100 or any(len(name) > 80 for name in values):
+            raise ProtocolError(f"{key!r} must be a short list of names and values")
+        return values
+
+
+def _in_range(key: str, value: _T, low: float, high: float) -> _T:
+    if not low <= cast(float, value) <= high:  # NaN fails this too
+        raise ProtocolError(f"{key!r} is {value!r}, expected {low} to {high}")
+    return value

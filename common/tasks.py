@@ -1,0 +1,136 @@
+"""What the coordinator asks of a site and what a site answers, as values."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from common.metrics.site_statistics import SiteStatistics
+from common.model_state import ModelState
+from common.study import Study
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class DescribeTask:
+    """Asks a site what it brings to a study."""
+
+    study: Study
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """Asks a site to evaluate a model state on its validation patients and then to train it for one round.
+
+    Attributes:
+        round: The round, counted from 1.
+        class_weights: Loss weights of recurrence and necrosis.
+        fedprox_mu: Strength of the FedProx penalty in this round; 0 leaves it out.
+        state: The global model.
+    """
+
+    study: Study
+    run: str
+    round: int
+    class_weights: tuple[float, float]
+    fedprox_mu: float
+    state: ModelState
+
+
+@dataclass(frozen=True)
+class EvaluateTask:
+    """Asks a site to evaluate a model state on its validation or test patients.
+
+    Attributes:
+        threshold: The frozen decision threshold on the logit margin; None while none is chosen.
+    """
+
+    study: Study
+    split: Literal["validation", "test"]
+    threshold: float | None
+    state: ModelState
+
+
+@dataclass(frozen=True)
+class SiteManifest:
+    """What a site brings to a study: counts, digests and versions; nothing about a single patient.
+
+    Attributes:
+        num_patients: For each split, the patients with label 0 and with label 1.
+        num_exams: For each split, the exams.
+        cohort_digests: For each split, a keyed hash of the case list: shows that a cohort stayed the same, not who
+            is in it.
+        missing_sequences: For each sequence, the exams that lack it.
+        crop_centers: How many exams' crop centres were found in which way.
+        torch_threads: Threads that torch computes with; equal seeds and threads give equal bytes.
+        versions: Versions of the programs that matter for the result.
+    """
+
+    site: str
+    study_digest: str
+    num_patients: dict[Split, tuple[int, int]]
+    num_exams: dict[Split, int]
+    cohort_digests: dict[Split, str]
+    missing_sequences: dict[str, int]
+    crop_centers: dict[str, int]
+    device: str
+    torch_threads: int
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a site counted on one split.
+
+    Attributes:
+        statistics: The sums; None where the site withholds them.
+        withheld: Why the site withholds them: "min_cell" or "no_patients"; empty otherwise.
+        cohort_digest: The keyed hash of the case list the sums are over.
+    """
+
+    split: Literal["validation", "test"]
+    statistics: SiteStatistics | None
+    withheld: str
+    cohort_digest: str
+
+
+@dataclass(frozen=True)
+class TrainReply:
+    """The trained model state and the evaluation of the state that arrived.
+
+    Attributes:
+        num_patients: Training patients with label 0 and with label 1.
+        num_steps: Optimiser steps done.
+        train_loss: Mean loss over those steps, the FedProx penalty left out.
+        optimizer: "fresh" or "continued".
+        seconds: Time for evaluation and for training.
+    """
+
+    study_digest: str
+    round: int
+    state: ModelState
+    num_patients: tuple[int, int]
+    num_steps: int
+    train_loss: float
+    optimizer: str
+    seconds: tuple[float, float]
+    evaluation: Evaluation = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class EvaluateReply:
+    """The evaluation of a model state."""
+
+    study_digest: str
+    evaluation: Evaluation
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A site could not do what was asked. The reason is a code; its text stays at the site."""
+
+    code: str
+
+
+Reply = SiteManifest | TrainReply | EvaluateReply | Failure
