@@ -1,0 +1,1 @@
+"""Statistics of an evaluation: what a site sends, how it adds up, and the figures with their intervals."""
