@@ -1,0 +1,140 @@
+"""A hospital's cohort: its exams, and which patients train, validate and test."""
+
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from client.config import SiteConfig
+from client.table import SPLITS, Exam, Split, read_table, shortened
+from common.errors import ConfigError, DataError, list_of_faults
+from common.study import Sequence, SplitSpec, Study
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The exams of one site, sorted by patient and exam identifier.
+
+    Attributes:
+        site: Name of the site.
+        exams: All exams.
+        split_of: Where each patient belongs, by patient identifier.
+        split_source: Whether the table named the splits or they were drawn.
+    """
+
+    site: str
+    exams: tuple[Exam, ...]
+    split_of: Mapping[str, Split]
+    split_source: Literal["table", "drawn"]
+
+    def exams_of(self, split: Split) -> tuple[Exam, ...]:
+        """The exams of a split, in the order of the cohort; exams of one patient stand together."""
+        return tuple(exam for exam in self.exams if self.split_of[exam.patient_id] == split)
+
+    def num_patients(self, split: Split) -> int:
+        """Patients, not exams, of a split."""
+        return sum(self.class_counts(split))
+
+    def class_counts(self, split: Split) -> tuple[int, int]:
+        """Patients with label 0 and with label 1 in a split."""
+        labels = {exam.patient_id: exam.label for exam in self.exams_of(split)}
+        num_positive = sum(labels.values())
+        return len(labels) - num_positive, num_positive
+
+    def digest(self, split: Split, site_secret: bytes) -> str:
+        """HMAC-SHA256 over the list of cases of a split, in hexadecimal.
+
+        Equal as long as the cases are, so that the coordinator sees that a cohort stays frozen. Without the secret,
+        which stays at the site, nobody can test whether a patient is in it.
+        """
+        cases = [(exam.patient_id, exam.exam_id, exam.label) for exam in self.exams_of(split)]
+        message = json.dumps([self.site, split, cases]).encode()
+        return hmac.new(site_secret, message, hashlib.sha256).hexdigest()
+
+
+def load_cohort(config: SiteConfig, study: Study) -> Cohort:
+    """Read the site's table and settle every patient's split: the table's where it names them, else drawn.
+
+    Raises:
+        ConfigError: All faults of the table at once.
+        DataError: Files are not there, or exams lack a sequence that the study needs.
+    """
+    exams = read_table(config.data.table, config.label_map)
+    require_sequences(exams, study, origin=str(config.data.table))
+    named = {exam.patient_id: exam.split for exam in exams if exam.split is not None}
+    if not named:
+        return split_by_patient(exams, study.split, site=config.name, seed=study.seed)
+    if "train" not in named.values():
+        raise ConfigError(
+            f"{config.data.table}: no patient is in split train; name training patients or delete the column split"
+        )
+    return Cohort(config.name, exams, named, "table")
+
+
+def require_sequences(exams: tuple[Exam, ...], study: Study, *, origin: str) -> None:
+    """Refuse exams that lack a sequence, as far as the study does.
+
+    Under `refuse` an exam needs every sequence of the study; under `zero_fill` it needs one.
+
+    Raises:
+        DataError: Names all such exams and what to do.
+    """
+    refused = study.preprocessing.missing_sequence == "refuse"
+    faults = []
+    for exam in exams:
+        lacking = [sequence for sequence in study.sequences if sequence not in exam.volumes]
+        if lacking and (refused or len(lacking) == len(study.sequences)):
+            faults.append(f"{exam.name}: lacks {' and '.join(lacking)}")
+    if not faults:
+        return
+    advice = (
+        "the study refuses exams that lack a sequence: fill in the missing files, delete these rows, or agree with "
+        "the coordinator on missing_sequence: zero_fill"
+        if refused
+        else "none of the study's sequences is there: delete these rows"
+    )
+    raise DataError(f"{list_of_faults(origin, shortened(faults))}\n{advice}")
+
+
+def split_by_patient(exams: tuple[Exam, ...], spec: SplitSpec, *, site: str, seed: int) -> Cohort:
+    """Split so that all exams of one patient land on the same side and each class in every part, where it can.
+
+    Patients of each class are sorted by identifier and shuffled by a generator that is seeded with the study's seed
+    and the site's name, so neither the order of the rows nor another site has any influence. Sizes: `part_sizes`.
+    """
+    seed_bytes = hashlib.sha256(json.dumps(["split", seed, site]).encode()).digest()
+    rng = np.random.default_rng(int.from_bytes(seed_bytes, "big"))
+    label_of = {exam.patient_id: exam.label for exam in exams}
+    split_of: dict[str, Split] = {}
+    for label in (0, 1):
+        patients = sorted(patient for patient, own in label_of.items() if own == label)
+        shuffled = [patients[i] for i in rng.permutation(len(patients))]
+        for split, size in zip(SPLITS, part_sizes(len(patients), spec), strict=True):
+            split_of.update(dict.fromkeys(shuffled[:size], split))
+            shuffled = shuffled[size:]
+    return Cohort(site, exams, split_of, "drawn")
+
+
+def part_sizes(num_patients: int, spec: SplitSpec) -> tuple[int, int, int]:
+    """How many of a class's patients train, validate and test.
+
+    One patient trains; of two, one trains and one validates; from three on every part has at least one, and
+    validation and test have their shares, rounded to the nearest patient. Where both would leave nobody for
+    training, the larger one (the test, if equal) gives way.
+    """
+    if num_patients < 3:
+        return min(num_patients, 1), max(num_patients - 1, 0), 0
+    validation = max(1, int(num_patients * spec.validation + 0.5))
+    test = max(1, int(num_patients * spec.test + 0.5))
+    while validation + test >= num_patients:
+        validation, test = (validation - 1, test) if validation > test else (validation, test - 1)
+    return num_patients - validation - test, validation, test
+
+
+def missing_counts(cohort: Cohort, sequences: tuple[Sequence, ...]) -> dict[str, int]:
+    """Exams that lack each sequence."""
+    return {sequence: sum(sequence not in exam.volumes for exam in cohort.exams) for sequence in sequences}

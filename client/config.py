@@ -1,0 +1,190 @@
+"""The site configuration: what one hospital decides for itself and keeps to itself."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
+
+from common.documents import Settings, parse_settings
+from common.errors import ConfigError, list_of_faults
+
+TABLE_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_YAML_WORDS = {"true", "false", "null"}
+
+
+class DataSource(Settings):
+    """Where the hospital's exams are listed."""
+
+    table: Path = Field(description="a .csv or .tsv file with one row per exam; see docs/site.md")
+
+    @field_validator("table")
+    @classmethod
+    def _known_format(cls, table: Path) -> Path:
+        if table.suffix.lower() not in TABLE_SEPARATORS:
+            raise ValueError(f"the table is {table.name!r}, expected a file that ends in .csv (commas) or .tsv (tabs)")
+        return table
+
+
+class DisclosureSpec(Settings):
+    """What may leave the site. Stricter is a larger `min_…` and a smaller `max_bins`."""
+
+    min_patients: int = Field(default=10, ge=1, description="training patients below which this site takes no part")
+    min_cell: int = Field(
+        default=5, ge=0, description="a class with fewer patients than this is not shown in any count"
+    )
+    max_bins: int = Field(
+        default=32, ge=8, le=1024, description="finest score histogram that this site shows, 8 to 1024"
+    )
+
+
+class ServerSpec(Settings):
+    """How the coordinator is reached."""
+
+    address: str = Field(description="host:port of the coordinator, such as federation.example.org:9092")
+    ca_certificate: Path | None = Field(
+        default=None, description="PEM file with the certificate that the coordinator is checked against"
+    )
+    private_key: Path | None = Field(default=None, description="file with this site's own private key")
+
+    @field_validator("address")
+    @classmethod
+    def _host_and_port(cls, address: str) -> str:
+        host, _, port = address.rpartition(":")
+        if not re.fullmatch(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]", host) or not (
+            port.isascii() and port.isdigit() and 0 < int(port) < 65536
+        ):
+            raise ValueError(f"address is {address!r}, expected host:port with a port from 1 to 65535")
+        return address
+
+
+class SiteConfig(Settings):
+    """Everything one hospital decides for itself. It never leaves the hospital."""
+
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9-]{0,62}$",
+        description="the site's name in the federation: lower-case letters, digits and '-', at most 63",
+    )
+    data: DataSource
+    label_map: dict[str, Annotated[int, Field(ge=0, le=1)]] = Field(
+        description="every word of the table's label column with 1 (necrosis) or 0 (recurrence)"
+    )
+    cache: Path = Field(description="folder for prepared exams; made if it does not exist")
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda|cuda:\d{1,2})$",
+        description="auto, cpu, cuda or cuda:N",
+    )
+    torch_threads: int | None = Field(
+        default=None, ge=1, le=256, description="threads of torch; absent means torch's own choice"
+    )
+    disclosure: DisclosureSpec = Field(default_factory=DisclosureSpec)
+    server: ServerSpec | None = None
+
+    @field_validator("label_map")
+    @classmethod
+    def _both_classes(cls, label_map: dict[str, int]) -> dict[str, int]:
+        read_by_yaml = sorted(_YAML_WORDS & label_map.keys())
+        if read_by_yaml:
+            raise ValueError(
+                f"holds the word {read_by_yaml[0]!r}, which YAML also makes of an unquoted yes, no, on, off or ~; "
+                "write such words between quotes as they stand in the table"
+            )
+        missing = {0, 1} - set(label_map.values())
+        if missing:
+            raise ValueError(
+                f"no word is mapped to {' or '.join(str(label) for label in sorted(missing))}; map the words for "
+                "necrosis to 1 and for recurrence to 0, also where a word does not occur at this site"
+            )
+        return label_map
+
+    @model_validator(mode="after")
+    def _stripped_words(self) -> "SiteConfig":
+        padded = [word for word in self.label_map if word != word.strip() or not word]
+        if padded:
+            raise ValueError(
+                f"label_map holds {padded[0]!r}, expected words without spaces around them; "
+                "the table's words are read without them"
+            )
+        return self
+
+
+def parse_site_config(text: str, *, origin: str) -> SiteConfig:
+    """Read a site configuration from YAML, with paths as they are written.
+
+    Raises:
+        ConfigError: All faults at once, each with its line.
+    """
+    return parse_settings(text, SiteConfig, origin=origin)
+
+
+def read_site_config(path: Path) -> SiteConfig:
+    """Read a site configuration from a file and check the files it names.
+
+    Returns:
+        The configuration with absolute paths; relative ones begin at the file's folder.
+
+    Raises:
+        ConfigError: The file cannot be read, or all faults of its text, or all faults of the files it names.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror or error}); name an existing site configuration, "
+            "or copy site_configs/example.yaml and fill it in"
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
+    config = _with_absolute_paths(parse_site_config(text, origin=str(path)), path.resolve().parent)
+    faults = _faults_of_files(config)
+    if faults:
+        raise ConfigError(list_of_faults(str(path), faults))
+    return config
+
+
+def _with_absolute_paths(config: SiteConfig, folder: Path) -> SiteConfig:
+    def absolute(path: Path) -> Path:
+        return Path(os.path.abspath(folder / path.expanduser()))
+
+    server = config.server and config.server.model_copy(
+        update={
+            "ca_certificate": config.server.ca_certificate and absolute(config.server.ca_certificate),
+            "private_key": config.server.private_key and absolute(config.server.private_key),
+        }
+    )
+    return config.model_copy(
+        update={
+            "data": DataSource(table=absolute(config.data.table)),
+            "cache": absolute(config.cache),
+            "server": server,
+        }
+    )
+
+
+def _faults_of_files(config: SiteConfig) -> list[str]:
+    faults = []
+    named = {"data.table": config.data.table}
+    if config.server and config.server.ca_certificate:
+        named["server.ca_certificate"] = config.server.ca_certificate
+    if config.server and config.server.private_key:
+        named["server.private_key"] = config.server.private_key
+    for setting, path in named.items():
+        if not path.is_file():
+            found = "is a folder" if path.is_dir() else "does not exist"
+            faults.append(f"{setting}: {path} {found}; name an existing file, relative to the folder of this one")
+        elif not os.access(path, os.R_OK):
+            faults.append(f"{setting}: {path} may not be read by this user; grant read access")
+    return faults + _faults_of_cache(config.cache)
+
+
+def _faults_of_cache(cache: Path) -> list[str]:
+    nearest = cache
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        return [f"cache: {nearest} is a file, expected a folder; name another folder"]
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        return [f"cache: {nearest} may not be written by this user; grant write access or name another folder"]
+    return []

@@ -1,0 +1,103 @@
+"""A site's prepared patients in memory, by split, as training and evaluation take them."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from client.cohort import Cohort
+from client.preprocessing.pipeline import CentreSource, PreparedExam
+from client.table import Split
+
+
+@dataclass(frozen=True)
+class PreparedSplit:
+    """The exams of one split. Training sees exams; statistics count patients.
+
+    Attributes:
+        images: Shape (N, C, D, H, W), float32, one entry per exam.
+        labels: Label of each exam; shape (N,), int64.
+        patient_index: Which patient each exam is of, 0 to P − 1; shape (N,), int64.
+        patient_labels: Label of each patient; shape (P,), int64.
+    """
+
+    images: Tensor
+    labels: Tensor
+    patient_index: Tensor
+    patient_labels: Tensor
+
+    @property
+    def num_exams(self) -> int:
+        """N."""
+        return len(self.labels)
+
+    @property
+    def num_patients(self) -> int:
+        """P."""
+        return len(self.patient_labels)
+
+    @property
+    def class_counts(self) -> tuple[int, int]:
+        """Patients with label 0 and with label 1."""
+        num_positive = int(self.patient_labels.sum())
+        return self.num_patients - num_positive, num_positive
+
+
+@dataclass(frozen=True)
+class PreparedCohort:
+    """All prepared exams of a site.
+
+    Attributes:
+        cohort: Where they come from. Never leaves the site.
+        splits: The exams of every split; a split without patients has no entries.
+        centre_counts: Exams by the way their crop's centre was found.
+        missing_counts: Exams that lack each sequence of the study and are filled with zeros.
+        digests: HMAC of the list of cases of every split; see `Cohort.digest`.
+        num_from_cache: Exams that were in the cache already.
+    """
+
+    cohort: Cohort
+    splits: Mapping[Split, PreparedSplit]
+    centre_counts: Mapping[CentreSource, int]
+    missing_counts: Mapping[str, int]
+    digests: Mapping[Split, str]
+    num_from_cache: int
+
+    @property
+    def site(self) -> str:
+        """Name of the site."""
+        return self.cohort.site
+
+
+def assemble_split(
+    cohort: Cohort, split: Split, prepared: Mapping[int, PreparedExam], image_shape: tuple[int, ...]
+) -> PreparedSplit:
+    """Put the exams of a split together.
+
+    Args:
+        cohort: All exams.
+        split: Which part of it.
+        prepared: By the exam's row in the table.
+        image_shape: (C, D, H, W), so that an empty split has a shape too.
+    """
+    exams = cohort.exams_of(split)
+    patients = list(dict.fromkeys(exam.patient_id for exam in exams))
+    position = {patient: index for index, patient in enumerate(patients)}
+    label_of = {exam.patient_id: exam.label for exam in exams}
+    images = np.zeros((len(exams), *image_shape), dtype=np.float32)
+    for index, exam in enumerate(exams):
+        images[index] = prepared[exam.row].image
+    return PreparedSplit(
+        images=torch.from_numpy(images),
+        labels=torch.tensor([exam.label for exam in exams], dtype=torch.int64),
+        patient_index=torch.tensor([position[exam.patient_id] for exam in exams], dtype=torch.int64),
+        patient_labels=torch.tensor([label_of[patient] for patient in patients], dtype=torch.int64),
+    )
+
+
+def count_centres(prepared: Mapping[int, PreparedExam]) -> dict[CentreSource, int]:
+    """Exams by the way their crop's centre was found."""
+    return dict(sorted(Counter(exam.centre_source for exam in prepared.values()).items()))

@@ -1,0 +1,1 @@
+"""From NIfTI files to one array per exam: reading, head mask, crop centre, common grid, z-score."""
