@@ -45,8 +45,8 @@ def mean_per_patient(
 ) -> NDArray[np.float64]:
     """Mean margin over the exams of each patient: shape (num_patients,)."""
     counts = np.bincount(patients, minlength=num_patients)
-    sums: NDArray[np.float64] = np.bincount(patients, weights=margins, minlength=num_patients)
-    return sums / counts
+    sums = np.bincount(patients, weights=margins, minlength=num_patients)
+    return np.asarray(sums / counts, dtype=np.float64)
 
 
 def disclose(

@@ -7,7 +7,7 @@ from monai.networks.nets.resnet import resnet10
 from torch import nn
 
 from common.errors import ConfigError
-from common.model_state import Array
+from common.model_state import Array, ModelState, require_same_parameters
 from common.study import ModelSpec
 
 NORM_TYPES = (nn.BatchNorm3d, nn.GroupNorm)
@@ -75,6 +75,11 @@ def get_state(model: nn.Module) -> dict[str, Array]:
     return {name: tensor.detach().cpu().numpy().copy() for name, tensor in model.state_dict().items()}
 
 
-def set_state(model: nn.Module, state: dict[str, Array]) -> None:
-    """Give the model the values of a state with exactly its names and shapes."""
+def set_state(model: nn.Module, state: ModelState) -> None:
+    """Give the model the values of a state.
+
+    Raises:
+        ProtocolError: If names, shapes or types are not the model's own.
+    """
+    require_same_parameters(state, {name: t.detach().cpu().numpy() for name, t in model.state_dict().items()})
     model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in state.items()}, strict=True)

@@ -102,6 +102,9 @@ class ParticipationSpec(Settings):
     """How many sites a round needs and how long it waits for them."""
 
     min_sites: int = Field(ge=1, description="replies below which a round is no success and the run ends INVALID")
+    join_timeout_s: float = Field(
+        default=600, gt=0, description="seconds the first round waits for all sites to connect"
+    )
     round_timeout_s: float = Field(default=3600, gt=0, description="seconds a round waits for its replies")
     max_update_norm_ratio: float = Field(
         default=10,
@@ -147,7 +150,7 @@ class EvaluationSpec(Settings):
         description="bins of the score histograms; a site refuses more than its own max_bins",
     )
     margin_limit: float = Field(
-        default=5.0, gt=0, le=20, description="the bins cover asinh(margin) from minus to plus this number"
+        default=3.0, gt=0, le=20, description="the bins cover asinh(margin) from minus to plus this number"
     )
     operating_point: OperatingPointSpec = Field(default_factory=OperatingPointSpec)
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="level of all intervals")

@@ -1,0 +1,102 @@
+"""The ClientApp that Flower runs at a hospital, whatever the engine.
+
+Where the site's configuration lies comes from the hospital's own node settings, never from the run. What goes wrong is
+answered with a code: the text of an exception may hold a path or a patient's identifier, and Flower would send it.
+"""
+
+import logging
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from client.config import read_site_config
+from client.site import Site
+from client.time_limit import time_limit
+from common.errors import ConfigError, GliornError
+from common.messages import read_describe_task, read_evaluate_task, read_train_task, reply_records
+from common.study import Study
+from common.tasks import Failure, Reply
+
+log = logging.getLogger(__name__)
+
+SITE_CONFIG_KEY = "site-config"
+"""Flower node setting: path of the site's configuration."""
+
+app = ClientApp()
+
+
+@app.query("describe")
+def describe(message: Message, context: Context) -> Message:
+    """Say what this site brings to the study."""
+    return _answer(message, lambda: _site(context, read_describe_task(message.content).study).describe())
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Evaluate the state that arrived, then train it."""
+
+    def act() -> Reply:
+        task = read_train_task(message.content)
+        return _site(context, task.study).train(task)
+
+    return _answer(message, act)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluate the state that arrived."""
+
+    def act() -> Reply:
+        task = read_evaluate_task(message.content)
+        return _site(context, task.study).evaluate(task)
+
+    return _answer(message, act)
+
+
+_open_sites: dict[tuple[str, str], Site] = {}
+_opening = threading.Lock()
+
+
+def _site(context: Context, study: Study) -> Site:
+    """The site of this node in a study; kept open between messages where the process lives on."""
+    path = context.node_config.get(SITE_CONFIG_KEY)
+    if not isinstance(path, str):
+        raise ConfigError(f"node setting {SITE_CONFIG_KEY!r} is {path!r}, expected the path of a site configuration")
+    key = (path, study.digest)
+    with _opening:
+        if key not in _open_sites:
+            for other in [known for known in _open_sites if known[0] == path]:
+                del _open_sites[other]
+            _open_sites[key] = Site.open(read_site_config(Path(path)), study)
+        return _open_sites[key]
+
+
+def _answer(message: Message, act: Callable[[], Reply]) -> Message:
+    """Carry out a task within the coordinator's time and turn every failure into a code."""
+    left_s = message.metadata.created_at + message.metadata.ttl - time.time()
+    reply: Reply
+    try:
+        with time_limit(left_s):
+            reply = act()
+    except GliornError as error:
+        log.error(
+            "%s failed (%s); `gliorn-client check` at this site shows the details",
+            *(message.metadata.message_type, error.code),
+        )
+        reply = Failure(error.code)
+    except Exception as error:  # noqa: BLE001 - the border of the hospital: no exception's text may pass it
+        log.error("%s failed: %s", message.metadata.message_type, _place_of(error))
+        reply = Failure("internal")
+    return Message(reply_records(reply), reply_to=message)
+
+
+def _place_of(error: Exception) -> str:
+    """Type and source line of an exception, without its text."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{place}"

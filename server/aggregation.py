@@ -1,0 +1,58 @@
+"""The next global state as a weighted mean of the sites' states, one state in memory at a time."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from common.model_state import Array, ModelState
+
+
+def weighted_mean(states: Iterable[tuple[ModelState, float]], *, reference: ModelState) -> dict[str, Array]:
+    """FedAvg (McMahan et al. 2017, arXiv:1602.05629, algorithm 1): the mean of states by weight, buffers included.
+
+    Sums are in float64 in the order given, so that the same states in the same order give the same bytes. Whole-number
+    buffers, such as batch norm's counter of batches, are rounded to the nearest.
+
+    Args:
+        states: States with the names and shapes of the reference, and their weights, above 0. Consumed one by one.
+        reference: Gives names, shapes and types of the result.
+
+    Raises:
+        ValueError: If there is no state.
+    """
+    sums = {name: np.zeros(array.shape, dtype=np.float64) for name, array in reference.items()}
+    total = 0.0
+    for state, weight in states:
+        for name in sums:
+            sums[name] += weight * state[name].astype(np.float64)
+        total += weight
+    if total <= 0:
+        raise ValueError("a mean needs at least one state of positive weight")
+    mean: dict[str, Array] = {}
+    for name, weighted_sum in sums.items():
+        exact = weighted_sum / total
+        dtype = reference[name].dtype
+        mean[name] = (np.rint(exact) if np.issubdtype(dtype, np.integer) else exact).astype(dtype)
+    return mean
+
+
+def balanced_class_weights(num_patients: tuple[int, int]) -> tuple[float, float]:
+    """Loss weights that give both classes the same sum: N / (2 N_c), over the patients of all sites together.
+
+    A class without patients gets the weight 0, since no loss term carries it.
+    """
+    total = sum(num_patients)
+    return (_balanced(num_patients[0], total), _balanced(num_patients[1], total))
+
+
+def _balanced(count: int, total: int) -> float:
+    return total / (2 * count) if count else 0.0
+
+
+def aggregation_weight(num_patients: tuple[int, int], class_weights: tuple[float, float]) -> float:
+    """A site's weight in the mean: the sum of the class weights of its training patients.
+
+    With this weight, and not with the number of patients, one full-batch step at every site equals the step on all
+    patients together when classes are weighted.
+    """
+    return num_patients[0] * class_weights[0] + num_patients[1] * class_weights[1]

@@ -1,0 +1,37 @@
+"""The ServerApp that Flower runs at the coordinator, whatever the engine.
+
+Which run it is comes with the run's settings as a plain name; where runs lie is the coordinator's own affair and comes
+from the environment.
+"""
+
+import os
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from common.errors import ConfigError
+from server.federation import Federation
+from server.run_folder import RunFolder
+
+RUNS_VARIABLE = "GLIORN_RUNS"
+"""Environment variable that names the folder of all runs."""
+
+RUN_KEY = "run"
+"""Flower run setting that names the run: a folder's name, no path."""
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Carry out the named run, from the start or from where it was stopped."""
+    name = context.run_config.get(RUN_KEY)
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ConfigError(f"run setting {RUN_KEY!r} is {name!r}, expected the name of a run's folder")
+    runs = os.environ.get(RUNS_VARIABLE)
+    if not runs:
+        raise ConfigError(f"the environment variable {RUNS_VARIABLE} is not set, expected the folder of all runs")
+    Federation(grid, RunFolder(Path(runs) / name), now=lambda: datetime.now(UTC)).run()

@@ -1,0 +1,227 @@
+"""A whole run: sites join, rounds of training, choice of the best model and its threshold, the test, the record."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from datetime import datetime
+
+from flwr.serverapp import Grid
+
+from common.errors import GliornError
+from common.model import initial_state
+from common.model_state import Array, state_digest
+from common.schedule import learning_rate_in_round
+from common.tasks import EvaluateTask, Split, TrainTask
+from server import progress as checkpoint
+from server.decision import Decision, decide, with_confusion
+from server.evaluation import evaluate_at_sites
+from server.membership import Membership
+from server.pooling import Pool, candidate, pool_evaluations, summary
+from server.record import FinalEvaluation, write_record
+from server.records import RoundRecord, SiteRound
+from server.rounds import RoundResult, class_weights, run_round
+from server.run_folder import RunFolder
+from server.status import Phase, StatusBoard
+
+log = logging.getLogger(__name__)
+
+State = Mapping[str, Array]
+
+
+class QuorumError(GliornError):
+    """Too few sites for a result. The run can be continued when they are back."""
+
+    code = "quorum"
+
+
+class Federation:
+    """One run over a Grid.
+
+    Args:
+        grid: Flower's Grid, of any engine.
+        folder: The run's folder, with the study and the participants in it.
+        now: The clock for the record.
+    """
+
+    def __init__(self, grid: Grid, folder: RunFolder, *, now: Callable[[], datetime]) -> None:
+        self._grid = grid
+        self._folder = folder
+        self._now = now
+        self._study = folder.read_study()
+        self._participants = folder.read_participants()
+        self._membership = Membership(grid, self._study, self._participants)
+        self._board = StatusBoard(folder, num_rounds=self._study.rounds)
+        resumed = checkpoint.resume(folder)
+        if resumed is None:
+            state = initial_state(self._study.model, num_sequences=len(self._study.sequences), seed=self._study.seed)
+            resumed = checkpoint.begin(folder, state)
+        self._progress = resumed
+
+    def run(self) -> str:
+        """Run to the end, from wherever the folder says the run stands.
+
+        Returns:
+            "COMPLETE" or "DEGRADED".
+
+        Raises:
+            QuorumError: If too few sites took part in a round or in the test; the record then says INVALID.
+        """
+        try:
+            self._join()
+            state: State = checkpoint.load_state(self._folder, self._progress.round, digest=self._progress.state_digest)
+            for round in range(self._progress.round + 1, self._study.rounds + 1):
+                state = self._run_round(round, state)
+            final = self._evaluate_final(state)
+        except QuorumError as error:
+            self._record(None, error=str(error))
+            raise
+        outcome = self._record(final, error=None)
+        self._begin("finished", [])
+        return outcome
+
+    # --- who takes part ----------------------------------------------------------------------------------------------
+
+    def _join(self) -> None:
+        answered = self._begin("joining", self._participants.sites)
+        self._membership.wait_and_join(timeout_s=self._study.participation.join_timeout_s, on_join=answered)
+        self._remember_cohorts()
+        self._require_quorum(len(self._nodes()), "joined", self._not_asked())
+
+    def _remember_cohorts(self) -> None:
+        self._membership.require_unchanged_cohorts(self._progress.cohorts)
+        new: dict[str, dict[str, str]] = {
+            site: {str(split): digest for split, digest in manifest.cohort_digests.items()}
+            for site, manifest in self._membership.manifests.items()
+        }
+        self._progress = replace(self._progress, cohorts=self._progress.cohorts | new)
+
+    def _nodes(self) -> dict[str, int]:
+        """Nodes of the sites that are asked: joined and not quarantined."""
+        quarantined = self._progress.quarantined
+        return {site: node for site, node in self._membership.nodes.items() if site not in quarantined}
+
+    def _sites_not_asked(self) -> dict[str, SiteRound]:
+        absent = {site: SiteRound("absent", why) for site, why in self._membership.problems.items()}
+        return absent | {site: SiteRound("quarantined", why) for site, why in self._progress.quarantined.items()}
+
+    def _not_asked(self) -> dict[str, str]:
+        return {name: f"{site.status}: {site.reason}" for name, site in self._sites_not_asked().items()}
+
+    def _require_quorum(self, num_sites: int, what: str, missing: Mapping[str, str]) -> None:
+        least = self._study.participation.min_sites
+        if num_sites >= least:
+            return
+        names = "; ".join(f"{site} ({why})" for site, why in sorted(missing.items()))
+        raise QuorumError(
+            f"{num_sites} of {len(self._participants.sites)} sites {what}, the study needs {least}. "
+            f"Missing: {names}. Mend these sites, then continue the run: "
+            f"nothing before round {self._progress.round + 1} is lost"
+        )
+
+    def _begin(self, phase: Phase, asked: Iterable[str], *, round: int | None = None) -> Callable[[str], None]:
+        return self._board.begin(phase, round=self._progress.round if round is None else round, asked=list(asked))
+
+    # --- rounds ------------------------------------------------------------------------------------------------------
+
+    def _run_round(self, round: int, state: State) -> State:
+        started_at, started = self._now(), time.monotonic()
+        self._membership.join(on_join=lambda site: log.info("%s joined before round %d", site, round))
+        self._remember_cohorts()
+        nodes, manifests = self._nodes(), self._membership.manifests
+        task = TrainTask(
+            study=self._study,
+            run=self._folder.name,
+            round=round,
+            class_weights=class_weights(self._study, manifests),
+            fedprox_mu=self._study.training.fedprox_mu,
+            state=state,
+        )
+        answered = self._begin("round", nodes, round=round)
+        result = run_round(self._grid, task, folder=self._folder, nodes=nodes, manifests=manifests, answered=answered)
+        sites = self._sites_not_asked() | dict(result.sites)
+        missing = {name: f"{site.status}: {site.reason}" for name, site in sites.items() if site.status != "accepted"}
+        if result.state is None:
+            self._require_quorum(len(sites) - len(missing), f"gave a usable reply in round {round}", missing)
+        assert result.state is not None, "a round with a quorum has a state"
+        pool = pool_evaluations(result.evaluations, missing=missing, study=self._study)
+        if round > 1:
+            self._consider(round - 1, pool)
+        self._quarantine(result)
+        record = RoundRecord(
+            round=round,
+            learning_rate=learning_rate_in_round(self._study.training, round=round, num_rounds=self._study.rounds),
+            class_weights=task.class_weights,
+            fedprox_mu=task.fedprox_mu,
+            sites=sites,
+            evaluated_round=round - 1,
+            validation=summary(pool, study=self._study),
+            state_digest=state_digest(result.state),
+            started_at=started_at.isoformat(timespec="seconds"),
+            seconds=time.monotonic() - started,
+        )
+        self._progress = checkpoint.commit(self._folder, self._progress, record=record, state=result.state)
+        return result.state
+
+    def _consider(self, round: int, pool: Pool) -> None:
+        new = candidate(round, summary(pool, study=self._study))
+        if new.beats(self._progress.best):
+            self._progress = replace(self._progress, best=new)
+
+    def _quarantine(self, result: RoundResult) -> None:
+        refused = {name: site.reason for name, site in result.sites.items() if site.status == "refused"}
+        for name, reason in refused.items():
+            log.warning("%s is quarantined for the rest of the run: %s", name, reason)
+        self._progress = replace(self._progress, quarantined=self._progress.quarantined | refused)
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def _evaluate_final(self, state: State) -> FinalEvaluation:
+        """Evaluate the last state, choose the best one, fix its threshold on validation, then apply it to the test."""
+        last_validation = self._evaluate("validation", state, threshold=None)
+        self._consider(self._study.rounds, last_validation)
+        checkpoint.save(self._folder, self._progress)
+        best = self._progress.best
+        assert best is not None, "the last state is a candidate"
+        if best.round == self._study.rounds:
+            best_state, validation = state, last_validation
+        else:
+            best_state = checkpoint.load_state(self._folder, best.round)
+            validation = self._evaluate("validation", best_state, threshold=None)
+        decision: Decision = decide(validation, self._study)
+        validation = with_confusion(validation, decision.threshold)
+        test = self._evaluate("test", best_state, threshold=decision.threshold)
+        self._require_quorum(len(test.answered), "answered in the test", test.missing)
+        return FinalEvaluation(
+            best=best,
+            best_state=best_state,
+            final_state=state,
+            last_validation=summary(last_validation, study=self._study),
+            decision=decision,
+            validation=validation,
+            test=test,
+        )
+
+    def _evaluate(self, split: Split, state: State, *, threshold: float | None) -> Pool:
+        assert split != "train"
+        nodes = self._nodes()
+        return evaluate_at_sites(
+            self._grid,
+            EvaluateTask(study=self._study, split=split, threshold=threshold, state=state),
+            nodes=nodes,
+            manifests=self._membership.manifests,
+            missing=self._not_asked(),
+            answered=self._begin(split, nodes),
+        )
+
+    def _record(self, final: FinalEvaluation | None, *, error: str | None) -> str:
+        return write_record(
+            self._folder,
+            self._study,
+            progress=self._progress,
+            manifests=self._membership.manifests,
+            not_joined=self._membership.problems,
+            final=final,
+            error=error,
+            now=self._now(),
+        )

@@ -1,0 +1,146 @@
+"""How far a run has come, committed after every round, so that a killed run goes on from there with the same bytes."""
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from common.errors import ConfigError
+from common.model_state import Array, ModelState, decode_state, encode_state, state_digest
+from server.records import RoundRecord
+from server.run_folder import RunFolder, write_atomically, write_json
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A round's state with its pooled validation result, for the choice of the best model.
+
+    Attributes:
+        num_patients: Patients the result is pooled over.
+        auc: None where it is not estimable.
+        loss: Mean loss per patient; None where no pooled figure was formed.
+    """
+
+    round: int
+    num_patients: int
+    auc: float | None
+    loss: float | None
+
+    def beats(self, other: "Candidate | None") -> bool:
+        """Whether this state is the better choice; the earlier one stays on a complete tie.
+
+        Results over more patients come first, since an AUC without a difficult site is no better model. Then the
+        higher AUC, then the lower loss. A state with no result is chosen only where none has one, the later the better.
+        """
+        if other is None:
+            return True
+        if self.loss is None or other.loss is None:
+            return (self.loss is not None) or (other.loss is None and self.round > other.round)
+        return self._key() > other._key()
+
+    def _key(self) -> tuple[int, float, float]:
+        assert self.loss is not None
+        return (self.num_patients, -1.0 if self.auc is None else self.auc, -self.loss)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is known after a round.
+
+    Attributes:
+        round: The last finished round; 0 before the first.
+        state_digest: SHA-256 of the state after it.
+        best: The best state among those evaluated so far; the initial state is no candidate.
+        quarantined: Sites that are not asked any more, with the reason.
+        cohorts: For each site the keyed hashes of its case lists; a site whose lists change is not let in again.
+        rounds_bytes: Length of `rounds.jsonl` up to this round.
+        num_resumed: How often the run was continued after a stop.
+    """
+
+    round: int
+    state_digest: str
+    best: Candidate | None = None
+    quarantined: dict[str, str] = field(default_factory=dict)
+    cohorts: dict[str, dict[str, str]] = field(default_factory=dict)
+    rounds_bytes: int = 0
+    num_resumed: int = 0
+
+
+def begin(folder: RunFolder, state: ModelState) -> Progress:
+    """Commit the initial state as round 0."""
+    progress = Progress(round=0, state_digest=state_digest(state))
+    write_atomically(folder.state(0), encode_state(state))
+    write_atomically(folder.rounds, b"")
+    write_json(folder.progress, asdict(progress))
+    return progress
+
+
+def commit(folder: RunFolder, progress: Progress, *, record: RoundRecord, state: ModelState) -> Progress:
+    """Make a round last: its state, its line in `rounds.jsonl`, and then the progress that names both.
+
+    A kill before the last step leaves the previous round as the last one; the line and the state that are already there
+    are overwritten when the round is run again.
+    """
+    write_atomically(folder.state(record.round), encode_state(state))
+    lines = folder.rounds.read_bytes()[: progress.rounds_bytes] + record.to_line().encode()
+    write_atomically(folder.rounds, lines)
+    progress = replace(progress, round=record.round, state_digest=record.state_digest, rounds_bytes=len(lines))
+    save(folder, progress)
+    return progress
+
+
+def save(folder: RunFolder, progress: Progress) -> None:
+    """Commit the progress and drop the states that nobody needs any more."""
+    write_json(folder.progress, asdict(progress))
+    keep = {folder.state(progress.round)}
+    if progress.best is not None:
+        keep.add(folder.state(progress.best.round))
+    for path in folder.checkpoints.glob("state-*.safetensors*"):
+        if path not in keep:
+            path.unlink()
+
+
+def resume(folder: RunFolder) -> Progress | None:
+    """The progress of a run that was stopped, counted as one more resumption; None if no round was committed.
+
+    Raises:
+        ConfigError: If the progress was damaged.
+    """
+    if not folder.progress.is_file():
+        return None
+    try:
+        values: dict[str, Any] = json.loads(folder.progress.read_text(encoding="utf-8"))
+        best = values.pop("best")
+        progress = Progress(best=None if best is None else Candidate(**best), **values)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"{folder.progress}: unreadable ({type(error).__name__}); restore it from a copy or start the run afresh"
+        ) from None
+    progress = replace(progress, num_resumed=progress.num_resumed + 1)
+    write_json(folder.progress, asdict(progress))
+    return progress
+
+
+def load_state(folder: RunFolder, round: int, *, digest: str | None = None) -> dict[str, Array]:
+    """The state after a round.
+
+    Args:
+        folder: The run.
+        round: The round.
+        digest: What the state must have as SHA-256, if that is known.
+
+    Raises:
+        ConfigError: If the file is absent or not the one that was written.
+    """
+    path = folder.state(round)
+    if not path.is_file():
+        raise ConfigError(f"{path}: absent, expected the model state after round {round}; restore it from a copy")
+    state = decode_state(path.read_bytes(), origin=str(path))
+    if digest is not None and state_digest(state) != digest:
+        raise ConfigError(f"{path}: its SHA-256 is not the one in progress.json; restore it from a copy")
+    return state
+
+
+def read_rounds(folder: RunFolder, progress: Progress) -> list[dict[str, Any]]:
+    """The lines of `rounds.jsonl` up to the last finished round."""
+    lines = folder.rounds.read_bytes()[: progress.rounds_bytes].decode().splitlines()
+    return [json.loads(line) for line in lines]

@@ -1,0 +1,209 @@
+"""`record.json`: every figure of a run, who took part, what was chosen and why, hashes, versions and seeds."""
+
+import hashlib
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from importlib.metadata import version
+from typing import Any, Literal
+
+from common.metrics.pooled import pooled_figures, roc_points, to_json
+from common.model_state import ModelState, encode_state, state_digest
+from common.study import CLASS_NAMES, Study
+from common.tasks import SiteManifest
+from server.decision import Decision
+from server.pooling import Pool
+from server.progress import Candidate, Progress, read_rounds
+from server.records import missing_sites
+from server.run_folder import RunFolder, write_atomically, write_json
+
+SCHEMA = 1
+RESEARCH_USE_ONLY = "Research use only. Not a medical device; not for diagnosis or treatment."
+
+Outcome = Literal["COMPLETE", "DEGRADED", "INVALID"]
+
+
+@dataclass(frozen=True)
+class FinalEvaluation:
+    """What the end of a run brought.
+
+    Attributes:
+        best: The chosen round with its validation result.
+        best_state: Its model state.
+        final_state: The model state after the last round.
+        last_validation: `summary` of the last state on the validation patients.
+        decision: The frozen threshold.
+        validation: Counts of the best state on the validation patients.
+        test: Counts of the best state on the test patients, at the frozen threshold.
+    """
+
+    best: Candidate
+    best_state: ModelState
+    final_state: ModelState
+    last_validation: Mapping[str, Any]
+    decision: Decision
+    validation: Pool
+    test: Pool
+
+
+def write_record(
+    folder: RunFolder,
+    study: Study,
+    *,
+    progress: Progress,
+    manifests: Mapping[str, SiteManifest],
+    not_joined: Mapping[str, str],
+    final: FinalEvaluation | None,
+    error: str | None,
+    now: datetime,
+) -> Outcome:
+    """Write the models and the record of a run that has ended.
+
+    Args:
+        folder: The run.
+        study: Its study.
+        progress: How far it came.
+        manifests: What the sites brought.
+        not_joined: Expected sites that never joined, with the reason.
+        final: What the end brought; None for a run that did not get there.
+        error: Why the run did not get there.
+        now: When it ended.
+
+    Returns:
+        How the run ended. COMPLETE: every site in every round and evaluation. DEGRADED: somebody was missing, and the
+        record says who, when and why. INVALID: there is no result.
+    """
+    rounds = read_rounds(folder, progress)
+    participation = missing_sites(rounds)
+    evaluations = {} if final is None else {"validation": final.validation, "test": final.test}
+    problems = _problems(participation, evaluations, not_joined, error)
+    outcome: Outcome = "INVALID" if final is None else ("DEGRADED" if problems else "COMPLETE")
+    record: dict[str, Any] = {
+        "schema": SCHEMA,
+        "notice": RESEARCH_USE_ONLY,
+        "run": folder.name,
+        "outcome": outcome,
+        "problems": problems,
+        "started_at": rounds[0]["started_at"] if rounds else None,
+        "finished_at": now.isoformat(timespec="seconds"),
+        "num_resumed": progress.num_resumed,
+        "engine": folder.read_participants().engine,
+        "study": study.model_dump(mode="json"),
+        "study_digest": study.digest,
+        "classes": list(CLASS_NAMES),
+        "sites": {site: _manifest_values(manifest) for site, manifest in sorted(manifests.items())},
+        "not_joined": dict(sorted(not_joined.items())),
+        "quarantined": dict(sorted(progress.quarantined.items())),
+        "missing_in_rounds": participation,
+        "rounds_done": progress.round,
+        "versions": _versions(),
+    }
+    if final is not None:
+        record |= _result_values(folder, study, final)
+    write_json(folder.record, record)
+    return outcome
+
+
+def _problems(
+    participation: Mapping[str, Mapping[str, list[int]]],
+    evaluations: Mapping[str, Pool],
+    not_joined: Mapping[str, str],
+    error: str | None,
+) -> list[str]:
+    problems = [] if error is None else [error]
+    for site, reasons in sorted(participation.items()):
+        problems += [f"{site} was not in {_rounds(numbers)}: {reason}" for reason, numbers in reasons.items()]
+    for site, reason in sorted(not_joined.items()):
+        if site not in participation:
+            problems.append(f"{site} did not join: {reason}")
+    for split, pool in evaluations.items():
+        for site, reason in pool.missing.items():
+            if site not in pool.answered:
+                problems.append(f"{site} is not in the {split} figures: {reason}")
+    return problems
+
+
+def _rounds(numbers: list[int]) -> str:
+    if len(numbers) == 1:
+        return f"round {numbers[0]}"
+    if numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"rounds {numbers[0]}–{numbers[-1]}"
+    return "rounds " + ", ".join(str(number) for number in numbers)
+
+
+def _manifest_values(manifest: SiteManifest) -> dict[str, Any]:
+    values = asdict(manifest)
+    del values["site"], values["study_digest"]
+    return values
+
+
+def _result_values(folder: RunFolder, study: Study, final: FinalEvaluation) -> dict[str, Any]:
+    states = {"best": (final.best.round, final.best_state), "final": (study.rounds, final.final_state)}
+    threshold = final.decision.threshold
+    return {
+        "selection": {
+            "rule": "highest pooled validation AUC over the most patients; ties: lower loss, then the earlier round",
+            "best": asdict(final.best),
+            "last_validation": final.last_validation,
+        },
+        "operating_point": {
+            "rule": final.decision.rule,
+            "threshold": None if threshold is None else _number_or_text(threshold),
+            "reason": final.decision.reason or None,
+        },
+        "figures": {"validation": _figures(final.validation, study), "test": _figures(final.test, study)},
+        "models": {
+            name: _write_model(folder, study, final.decision, name=name, round=round, state=state)
+            for name, (round, state) in states.items()
+        },
+    }
+
+
+def _figures(pool: Pool, study: Study) -> dict[str, Any]:
+    values: dict[str, Any] = {"missing": dict(pool.missing), "not_pooled": pool.reason or None}
+    total = pool.total
+    if total is None:
+        return values | {"figures": None, "roc": []}
+    spec = study.evaluation
+    figures = pooled_figures(
+        pool.per_site, confidence=spec.confidence, interval=spec.interval, prevalence=spec.prevalence
+    )
+    roc = [[fpr, tpr, _number_or_text(threshold)] for fpr, tpr, threshold in roc_points(total.histogram, total.bins)]
+    return values | {"figures": to_json(figures), "roc": roc}
+
+
+def _number_or_text(value: float) -> float | str:
+    """JSON has no infinities: they become "inf" and "-inf"."""
+    return value if math.isfinite(value) else str(value)
+
+
+def _write_model(
+    folder: RunFolder, study: Study, decision: Decision, *, name: str, round: int, state: ModelState
+) -> dict[str, Any]:
+    """Write a model with what is needed to refuse a wrong use of it, as metadata of the safetensors file."""
+    metadata = {
+        "notice": RESEARCH_USE_ONLY,
+        "run": folder.name,
+        "round": str(round),
+        "study": study.model_dump_json(),
+        "study_digest": study.digest,
+        "classes": " ".join(CLASS_NAMES),
+        "threshold": "" if decision.threshold is None else repr(decision.threshold),
+        "threshold_holds_for": "best",
+    }
+    payload = encode_state(state, metadata=metadata)
+    path = folder.model / f"{name}.safetensors"
+    write_atomically(path, payload)
+    return {
+        "round": round,
+        "file": f"model/{path.name}",
+        "sha256": hashlib.sha256(payload).hexdigest(),
+        "state_digest": state_digest(state),
+    }
+
+
+def _versions() -> dict[str, str]:
+    names = ("gliorn", "flwr", "torch", "monai", "numpy")
+    return {name: version(name) for name in names} | {"python": platform.python_version()}

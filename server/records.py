@@ -1,0 +1,72 @@
+"""What a run leaves behind of each round, as values and as lines of `rounds.jsonl`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+SiteStatus = Literal["accepted", "refused", "failed", "absent", "quarantined"]
+
+
+@dataclass(frozen=True)
+class SiteRound:
+    """What one site did in one round.
+
+    Attributes:
+        status: "accepted": its update is part of the new state. "refused": its reply broke a rule. "failed": it said
+            so, or gave no reply. "absent": it never joined. "quarantined": it was refused before and was not asked.
+        reason: Why it was not accepted; empty otherwise.
+        weight: Its weight in the mean, not normalised.
+        seconds: What it spent on evaluation and on training.
+        received_bytes: Size of its model state.
+    """
+
+    status: SiteStatus
+    reason: str = ""
+    num_patients: tuple[int, int] | None = None
+    weight: float | None = None
+    update_norm: float | None = None
+    num_steps: int | None = None
+    train_loss: float | None = None
+    optimizer: str | None = None
+    seconds: tuple[float, float] | None = None
+    received_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One round: who took part, what came of it, and the evaluation of the state the round began with.
+
+    Attributes:
+        round: Counted from 1.
+        evaluated_round: The round whose state was evaluated: `round - 1`, where 0 is the initial state.
+        validation: Pooled figures of that state on the validation patients, as in `server.pooling.summary`.
+        state_digest: SHA-256 of the state after this round.
+    """
+
+    round: int
+    learning_rate: float
+    class_weights: tuple[float, float]
+    fedprox_mu: float
+    sites: Mapping[str, SiteRound]
+    evaluated_round: int
+    validation: Mapping[str, Any]
+    state_digest: str
+    started_at: str
+    seconds: float
+
+    def to_line(self) -> str:
+        """One line of JSON, ended by a newline."""
+        values = asdict(self) | {"sites": {name: asdict(site) for name, site in sorted(self.sites.items())}}
+        return json.dumps(values, allow_nan=False) + "\n"
+
+
+def missing_sites(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[int]]]:
+    """For each site that was not accepted in some round: the rounds by reason. Rounds are lines of `rounds.jsonl`."""
+    missing: dict[str, dict[str, list[int]]] = {}
+    for record in rounds:
+        for name, site in record["sites"].items():
+            if site["status"] != "accepted":
+                reason = f"{site['status']}: {site['reason']}" if site["reason"] else site["status"]
+                missing.setdefault(name, {}).setdefault(reason, []).append(record["round"])
+    return missing

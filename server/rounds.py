@@ -1,0 +1,157 @@
+"""One round of training: ask the sites, screen each reply as it comes, fold the accepted ones into the next state."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
+from common.errors import ProtocolError
+from common.messages import MESSAGE_TYPES, read_train_reply, task_records
+from common.model_state import Array, ModelState, decode_state, encode_state
+from common.study import Study
+from common.tasks import Evaluation, Failure, SiteManifest, TrainTask
+from server.aggregation import aggregation_weight, balanced_class_weights, weighted_mean
+from server.exchange import collect
+from server.gatekeeper import outlying_updates, screen_train_reply
+from server.records import SiteRound
+from server.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What came of a round.
+
+    Attributes:
+        state: The next global state; None where fewer sites than the quorum were accepted.
+        sites: What each asked site did.
+        evaluations: What the accepted sites counted of the state they were sent.
+    """
+
+    state: Mapping[str, Array] | None
+    sites: Mapping[str, SiteRound]
+    evaluations: Mapping[str, Evaluation]
+
+
+def class_weights(study: Study, manifests: Mapping[str, SiteManifest]) -> tuple[float, float]:
+    """Loss weights of the classes from the training patients of all sites that have joined."""
+    if study.training.class_weighting == "none":
+        return (1.0, 1.0)
+    counts = [manifest.num_patients["train"] for manifest in manifests.values()]
+    return balanced_class_weights((sum(c[0] for c in counts), sum(c[1] for c in counts)))
+
+
+def run_round(
+    grid: Grid,
+    task: TrainTask,
+    *,
+    folder: RunFolder,
+    nodes: Mapping[str, int],
+    manifests: Mapping[str, SiteManifest],
+    answered: Callable[[str], None],
+) -> RoundResult:
+    """Run one round. Replies wait on disk until all are in, so that one model state at a time is in memory.
+
+    Args:
+        grid: Flower's Grid.
+        task: What every site is asked.
+        folder: The run.
+        nodes: Flower's node of each site that is asked.
+        manifests: What those sites registered.
+        answered: Called with each site whose reply has come.
+    """
+    reception = _Reception(task, folder, manifests)
+
+    def take(site: str, records: RecordDict) -> None:
+        reception.take(site, records)
+        answered(site)
+
+    failures = collect(
+        grid,
+        task_records(task),
+        message_type=MESSAGE_TYPES[TrainTask],
+        group=str(task.round),
+        nodes=nodes,
+        timeout_s=task.study.participation.round_timeout_s,
+        enough=task.study.participation.min_sites,
+        on_reply=take,
+    )
+    reception.sites |= {name: SiteRound("failed", reason) for name, reason in failures.items()}
+    reception.refuse_outliers(task.study.participation.max_update_norm_ratio)
+    accepted = {name: site for name, site in sorted(reception.sites.items()) if site.status == "accepted"}
+    for name, site in sorted(reception.sites.items()):
+        if site.status != "accepted":
+            log.warning("round %d, %s: %s: %s", task.round, name, site.status, site.reason)
+    state = None
+    if len(accepted) >= task.study.participation.min_sites:
+        state = weighted_mean(reception.states(accepted), reference=task.state)
+    reception.clear()
+    return RoundResult(state, reception.sites, {name: reception.evaluations[name] for name in accepted})
+
+
+class _Reception:
+    """Takes the replies of one round."""
+
+    def __init__(self, task: TrainTask, folder: RunFolder, manifests: Mapping[str, SiteManifest]) -> None:
+        self._task = task
+        self._folder = folder
+        self._manifests = manifests
+        self.sites: dict[str, SiteRound] = {}
+        self.evaluations: dict[str, Evaluation] = {}
+        folder.replies.mkdir(exist_ok=True)
+        self.clear()
+
+    def take(self, site: str, records: RecordDict) -> None:
+        task = self._task
+        try:
+            reply = read_train_reply(records, study=task.study)
+            if isinstance(reply, Failure):
+                self.sites[site] = SiteRound("failed", reply.code)
+                return
+            norm = screen_train_reply(
+                reply,
+                study_digest=task.study.digest,
+                round=task.round,
+                manifest=self._manifests[site],
+                global_state=task.state,
+            )
+        except ProtocolError as error:
+            self.sites[site] = SiteRound("refused", str(error))
+            return
+        payload = encode_state(reply.state)
+        # Not synced: a reply that a crash swallows is asked for again with its round.
+        self._path(site).write_bytes(payload)
+        self.evaluations[site] = reply.evaluation
+        self.sites[site] = SiteRound(
+            "accepted",
+            num_patients=reply.num_patients,
+            weight=aggregation_weight(reply.num_patients, task.class_weights),
+            update_norm=norm,
+            num_steps=reply.num_steps,
+            train_loss=reply.train_loss,
+            optimizer=reply.optimizer,
+            seconds=reply.seconds,
+            received_bytes=len(payload),
+        )
+
+    def refuse_outliers(self, max_ratio: float) -> None:
+        norms = {name: site.update_norm for name, site in self.sites.items() if site.update_norm is not None}
+        for name, reason in outlying_updates(norms, max_ratio=max_ratio).items():
+            self.sites[name] = replace(self.sites[name], status="refused", reason=reason)
+
+    def states(self, accepted: Mapping[str, SiteRound]) -> Iterator[tuple[ModelState, float]]:
+        """The accepted states in the order of the sites' names, read one by one."""
+        for name, site in sorted(accepted.items()):
+            assert site.weight is not None
+            yield decode_state(self._path(name).read_bytes(), origin=f"the reply of {name}"), site.weight
+
+    def clear(self) -> None:
+        for path in self._folder.replies.iterdir():
+            path.unlink()
+
+    def _path(self, site: str) -> Path:
+        return self._folder.replies / f"{site}.safetensors"

@@ -1,0 +1,110 @@
+"""The folder of one run: where its files lie and how they are written so that none is ever half there."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from common.errors import ConfigError
+from common.study import Study, parse_study
+
+
+@dataclass(frozen=True)
+class Participants:
+    """Who is expected in a run.
+
+    Attributes:
+        sites: Names of the sites.
+        identity: "registered" takes a node's name from the coordinator's registration; "claimed", for a federation on
+            one machine, takes it from the site's own manifest.
+        engine: What carries the messages: "in-process", "ray" or "network".
+    """
+
+    sites: tuple[str, ...]
+    identity: Literal["registered", "claimed"]
+    engine: str
+
+
+def write_atomically(path: Path, payload: bytes) -> None:
+    """Write a file so that a reader, or a restart after a crash, sees the old one or the whole new one."""
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("wb") as file:
+        file.write(payload)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write values as indented JSON, atomically. NaN and infinities are our own mistake and refused."""
+    write_atomically(path, (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class RunFolder:
+    """Paths in the folder of one run, and reading of what defines the run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.study = path / "study.yaml"
+        self.participants = path / "participants.json"
+        self.progress = path / "progress.json"
+        self.status = path / "status.json"
+        self.rounds = path / "rounds.jsonl"
+        self.record = path / "record.json"
+        self.report = path / "report.html"
+        self.checkpoints = path / "checkpoints"
+        self.replies = path / "replies"
+        self.model = path / "model"
+
+    @property
+    def name(self) -> str:
+        """The run's name, as it stands in messages and in the record."""
+        return self.path.name
+
+    def state(self, round: int) -> Path:
+        """Where the global state after a round is kept; round 0 is the initial state."""
+        return self.checkpoints / f"state-{round:05d}.safetensors"
+
+    def read_study(self) -> Study:
+        """The study of this run; raises ConfigError if the file is absent or was damaged."""
+        if not self.study.is_file():
+            raise ConfigError(f"{self.path}: no study.yaml in it, expected the folder of a run; check the path")
+        return parse_study(self.study.read_text(encoding="utf-8"), origin=str(self.study))
+
+    def read_participants(self) -> Participants:
+        """The sites of this run; raises ConfigError if the file is absent or was damaged."""
+        try:
+            values = json.loads(self.participants.read_text(encoding="utf-8"))
+            return Participants(sites=tuple(values["sites"]), identity=values["identity"], engine=values["engine"])
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigError(
+                f"{self.participants}: unreadable ({type(error).__name__}); this run cannot go on, start it afresh"
+            ) from None
+
+
+def create_run_folder(path: Path, *, study_text: str, participants: Participants) -> RunFolder:
+    """Make the folder of a new run.
+
+    Raises:
+        ConfigError: If the folder exists and is not empty.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(
+            f"{path}: exists and is not empty; give another --out, or continue that run with --resume {path}"
+        )
+    folder = RunFolder(path)
+    for part in (folder.checkpoints, folder.replies, folder.model):
+        part.mkdir(parents=True, exist_ok=True)
+    write_json(folder.participants, asdict(participants))
+    write_atomically(folder.study, study_text.encode())
+    return folder
