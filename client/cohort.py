@@ -116,7 +116,8 @@ def split_by_patient(exams: tuple[Exam, ...], spec: SplitSpec, *, site: str, see
         for split, size in zip(SPLITS, part_sizes(len(patients), spec), strict=True):
             split_of.update(dict.fromkeys(shuffled[:size], split))
             shuffled = shuffled[size:]
-    return Cohort(site, exams, split_of, "drawn")
+    in_order = tuple(sorted(exams, key=lambda exam: (exam.patient_id, exam.exam_id)))
+    return Cohort(site, in_order, split_of, "drawn")
 
 
 def part_sizes(num_patients: int, spec: SplitSpec) -> tuple[int, int, int]:

@@ -3,11 +3,10 @@
 import hashlib
 import json
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
-_SETTLED_NS = 2_000_000_000
+SETTLED_NS = 2_000_000_000
 """A file changed more recently than this may change again within one tick of the file system's clock."""
 
 
@@ -38,7 +37,8 @@ class DigestMemo:
         """Take in digests; True if any was new.
 
         Args:
-            digests: By path: the file's state (see `file_state`) before it was read, and its SHA-256.
+            digests: By path: the file's state (see `file_state`) before it was read, "" if it had not settled, and its
+                SHA-256.
         """
         before = len(self._known)
         for path, (state, digest) in digests.items():
@@ -58,9 +58,12 @@ class DigestMemo:
 
 
 def file_state(path: Path) -> str:
-    """Size, times and inode of a file; "" if it changed so lately that these do not yet tell two states apart."""
+    """Size, times and inode of a file."""
     status = os.stat(path)
-    newest = max(status.st_mtime_ns, status.st_ctime_ns)
-    if time.time_ns() - newest < _SETTLED_NS:
-        return ""
     return f"{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}|{status.st_ino}"
+
+
+def has_settled(path: Path, *, now_ns: int) -> bool:
+    """Whether a file was last changed so long ago that its times tell the state apart from any later one."""
+    status = os.stat(path)
+    return now_ns - max(status.st_mtime_ns, status.st_ctime_ns) > SETTLED_NS

@@ -1,6 +1,7 @@
 """Fill the cache: every exam of a cohort prepared once, over several processes, with all faults told together."""
 
 import multiprocessing
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -12,7 +13,7 @@ import torch
 from client.cache import ExamCache, exam_key, write_atomically
 from client.cohort import Cohort, load_cohort, missing_counts
 from client.config import SiteConfig
-from client.digests import DigestMemo, file_state, sha256_of
+from client.digests import DigestMemo, file_state, has_settled, sha256_of
 from client.loader import PreparedCohort, assemble_split, count_centres
 from client.preprocessing.pipeline import ExamFiles, PreparedExam, prepare_exam
 from client.table import SPLITS, Exam, shortened
@@ -153,7 +154,7 @@ def _prepare_one(work: _Work) -> _Done:
     contents: dict[str, bytes] = {}
     for role, path in _roles(exam):
         try:
-            state = file_state(path)
+            state = file_state(path) if has_settled(path, now_ns=time.time_ns()) else ""
             contents[role] = path.read_bytes()
         except OSError as error:
             fault = f"{exam.name}: {role}: {path} cannot be read ({error.strerror or error}); look at the file"
