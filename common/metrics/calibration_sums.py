@@ -82,29 +82,23 @@ class CalibrationSums:
             found.append("calibration_tenth_necrosis does not add up to the patients with necrosis")
         if sum(self.tenth_p) != self.p:
             found.append("calibration_tenth_p does not add up to the sum of p")
+        fewest, most = 0, 0  # what the tenths leave for Σp·y
         for which in range(NUM_TENTHS):
-            found += self._faults_of_tenth(which)
-        if self.p_necrosis > num_necrosis * FIXED_POINT:
-            found.append("the sum of p·y exceeds the patients with necrosis")
-        if not 0 <= self.p - self.p_necrosis <= num_recurrence * FIXED_POINT:
-            found.append("the sum of p over patients with recurrence is outside [0, their number]")
+            patients, necrosis, p = self.tenth_patients[which], self.tenth_necrosis[which], self.tenth_p[which]
+            lowest, highest = _range_of_tenth(which)
+            if necrosis > patients:
+                found.append(f"calibration tenth {which} has more necrosis than patients")
+            if not lowest * patients <= p <= highest * patients:
+                found.append(f"calibration tenth {which} has a mean p outside the tenth")
+            fewest += max(lowest * necrosis, p - highest * (patients - necrosis))
+            most += min(highest * necrosis, p - lowest * (patients - necrosis))
+        if not fewest <= self.p_necrosis <= most:
+            found.append("the sum of p·y is not possible with these tenths")
         # Σp²: at most Σp, and at least (Σp)²/N less half a unit of rounding a patient.
         if self.p_squared > self.p:
             found.append("the sum of p² exceeds the sum of p")
         if (2 * self.p_squared + num_patients) * num_patients * FIXED_POINT < 2 * self.p**2:
             found.append("the sum of p² is smaller than the mean of p allows")
-        return found
-
-    def _faults_of_tenth(self, which: int) -> list[str]:
-        patients, scaled = self.tenth_patients[which], self.tenth_p[which] * NUM_TENTHS
-        found = []
-        if self.tenth_necrosis[which] > patients:
-            found.append(f"calibration tenth {which} has more necrosis than patients")
-        highest = (which + 1) * patients * FIXED_POINT
-        if which < NUM_TENTHS - 1 and patients > 0:
-            highest -= 1  # a tenth ends before the next one begins; the last one holds p = 1
-        if not which * patients * FIXED_POINT <= scaled <= highest:
-            found.append(f"calibration tenth {which} has a mean p outside the tenth")
         return found
 
 
@@ -113,6 +107,14 @@ def fixed_point_loss(margins: NDArray[np.float64], labels: NDArray[np.int64]) ->
     wrong_way = np.where(labels == 1, -margins, margins)
     loss = np.minimum(np.logaddexp(0.0, wrong_way), MAX_LOSS)
     return int(np.rint(loss * FIXED_POINT).astype(np.int64).sum())
+
+
+def _range_of_tenth(which: int) -> tuple[int, int]:
+    """Lowest and highest q in a tenth; the last one holds p = 1."""
+    lowest = -(-which * FIXED_POINT // NUM_TENTHS)
+    if which == NUM_TENTHS - 1:
+        return lowest, FIXED_POINT
+    return lowest, -(-(which + 1) * FIXED_POINT // NUM_TENTHS) - 1
 
 
 def _add(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]:

@@ -5,12 +5,14 @@ new patients give .473. So it is chosen on validation patients, stored with the 
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
-from common.errors import ConfigError, DataError
+from common.errors import ConfigError, DataError, list_of_faults
 from common.metrics.auc import roc_counts
 from common.metrics.bins import Histogram, MarginBins
 from common.metrics.confusion import Confusion, confusion_from_histogram
@@ -67,6 +69,13 @@ class OperatingPoint:
     rule: ThresholdRule
     validation: Confusion | None
 
+    def __post_init__(self) -> None:
+        if math.isnan(self.threshold):
+            raise ConfigError("operating point: threshold is NaN, expected a margin; choose it again on validation")
+
+
+_OPERATING_POINT = TypeAdapter(OperatingPoint)
+
 
 def choose_threshold(histogram: Histogram, rule: ThresholdRule, bins: MarginBins) -> OperatingPoint:
     """Choose the threshold on pooled validation patients.
@@ -122,3 +131,29 @@ def _require_classes(histogram: Histogram, rule: ThresholdRule) -> None:
             f"threshold rule {rule.name}: no validation patient has {' or '.join(missing)}; "
             "enlarge the validation split or use the rule fixed"
         )
+
+
+def operating_point_to_json(point: OperatingPoint) -> dict[str, object]:
+    """Plain JSON values for the model's record; an infinite threshold is the text "inf" or "-inf"."""
+    threshold = point.threshold
+    return {
+        "threshold": threshold if math.isfinite(threshold) else str(threshold),
+        "rule": asdict(point.rule),
+        "validation": None if point.validation is None else asdict(point.validation),
+    }
+
+
+def operating_point_from_json(values: Mapping[str, object]) -> OperatingPoint:
+    """Read back what `operating_point_to_json` made.
+
+    Raises:
+        ConfigError: If a field is missing, unknown or of another kind.
+    """
+    where = "operating point of the model's record"
+    if unknown := sorted(set(values) - {field.name for field in fields(OperatingPoint)}):
+        raise ConfigError(f"{where}: unknown fields {', '.join(unknown)}; expected threshold, rule and validation")
+    try:
+        return _OPERATING_POINT.validate_python(dict(values))
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_url=False)]
+        raise ConfigError(list_of_faults(where, faults)) from error

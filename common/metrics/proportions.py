@@ -8,9 +8,9 @@ Clopper–Pearson on request (`statsmodels.stats.proportion.proportion_confint`)
 - Balanced accuracy is the mean of two independent shares: square-and-add (Zou and Donner, Stat. Med. 27 (2008) 1693).
 - MCC is the φ coefficient: its large-sample variance (Bishop, Fienberg and Holland, Discrete Multivariate Analysis
   (1975), chapter 11) on Fisher's z scale (Itaya et al., Stat. Med. 44 (2025) e10303).
-- PPV and NPV at a stated prevalence are functions of a likelihood ratio, a ratio of two independent shares: its log
-  interval with ½ added to the counts (statsmodels `confint_proportions_2indep`; Mercaldo, Lau and Zhou, Stat. Med. 26
-  (2007) 2170).
+- PPV and NPV at a stated prevalence are functions of a likelihood ratio, a ratio of two independent shares, whose
+  interval is made from the intervals of the shares (MOVER-R: Newcombe, Stat. Methods Med. Res. 25 (2016) 1774). It
+  covers .97 at 9 + 49 patients where the log interval of statsmodels, with ½ added to the counts, covers .88.
 
 Patients of all sites count as one sample; how much the sites differ is the subject of `heterogeneity`.
 """
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scipy.stats import norm
-from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
+from statsmodels.stats.proportion import proportion_confint
 
 from common.errors import ConfigError
 from common.metrics.confusion import Confusion
@@ -76,6 +76,11 @@ def confusion_figures(
     def share(of: int, out_of: int, whose: str) -> Estimate:
         return proportion(of, out_of, whose=whose, confidence=confidence, interval=interval)
 
+    def at_prevalence(figure: Callable[..., Estimate]) -> Estimate | None:
+        if prevalence is None:
+            return None
+        return figure(counts, prevalence, confidence=confidence, interval=interval)
+
     sensitivity = share(tp, tp + fn, "patients with necrosis")
     specificity = share(tn, tn + fp, "patients with recurrence")
     jaccard = share(tp, tp + fp + fn, "patients who have necrosis or are called so")
@@ -90,8 +95,8 @@ def confusion_figures(
         balanced_accuracy=_mean_of_two(sensitivity, specificity),
         mcc=matthews_correlation(counts, confidence=confidence),
         prevalence=prevalence,
-        ppv_at_prevalence=None if prevalence is None else ppv_at(counts, prevalence, confidence=confidence),
-        npv_at_prevalence=None if prevalence is None else npv_at(counts, prevalence, confidence=confidence),
+        ppv_at_prevalence=at_prevalence(ppv_at),
+        npv_at_prevalence=at_prevalence(npv_at),
     )
 
 
@@ -141,48 +146,63 @@ def matthews_correlation(counts: Confusion, *, confidence: float = 0.95) -> Esti
     return Estimate(mcc, math.tanh(centre - half_width), math.tanh(centre + half_width), n)
 
 
-def ppv_at(counts: Confusion, prevalence: float, *, confidence: float = 0.95) -> Estimate:
+def ppv_at(
+    counts: Confusion, prevalence: float, *, confidence: float = 0.95, interval: IntervalMethod = "wilson"
+) -> Estimate:
     """PPV where the share of necrosis is `prevalence` (π): sens·π / (sens·π + (1−spec)(1−π)), increasing in LR+."""
     _require_share(prevalence)
-    odds = prevalence / (1.0 - prevalence)
-    return _at_prevalence(
-        (counts.true_positive, counts.num_necrosis),
-        (counts.false_positive, counts.num_recurrence),
-        odds,
-        confidence=confidence,
-    )
-
-
-def npv_at(counts: Confusion, prevalence: float, *, confidence: float = 0.95) -> Estimate:
-    """NPV where the share of necrosis is `prevalence` (π): spec(1−π) / (spec(1−π) + (1−sens)π), decreasing in LR−."""
-    _require_share(prevalence)
-    odds = (1.0 - prevalence) / prevalence
-    return _at_prevalence(
-        (counts.true_negative, counts.num_recurrence),
-        (counts.false_negative, counts.num_necrosis),
-        odds,
-        confidence=confidence,
-    )
-
-
-def _at_prevalence(right: tuple[int, int], wrong: tuple[int, int], odds: float, *, confidence: float) -> Estimate:
-    """a·odds / (a·odds + b) for the shares a and b of the patients rightly and wrongly called so."""
-    num = right[1] + wrong[1]
-    if right[1] == 0 or wrong[1] == 0:
-        return not_estimable("a class has no patients", num)
-    if right[0] == 0 and wrong[0] == 0:
-        return not_estimable("no patient is called so", num)
-    a, b = right[0] / right[1], wrong[0] / wrong[1]
-    value = a * odds / (a * odds + b)
-    ratio_low, ratio_high = (
-        float(end)
-        for end in confint_proportions_2indep(
-            *right, *wrong, compare="ratio", method="log-adjusted", alpha=1.0 - confidence
+    sensitivity, false_alarms = (
+        proportion(of, out_of, whose="patients of a class", confidence=confidence, interval=interval)
+        for of, out_of in (
+            (counts.true_positive, counts.num_necrosis),
+            (counts.false_positive, counts.num_recurrence),
         )
     )
-    low, high = (ratio * odds / (ratio * odds + 1.0) for ratio in (ratio_low, ratio_high))
-    # The ½ draws the ends inwards; the interval still holds the value.
-    return Estimate(value, min(low, value), max(high, value), num)
+    return _at_prevalence(sensitivity, false_alarms, prevalence / (1.0 - prevalence))
+
+
+def npv_at(
+    counts: Confusion, prevalence: float, *, confidence: float = 0.95, interval: IntervalMethod = "wilson"
+) -> Estimate:
+    """NPV where the share of necrosis is `prevalence` (π): spec(1−π) / (spec(1−π) + (1−sens)π), decreasing in LR−."""
+    _require_share(prevalence)
+    specificity, misses = (
+        proportion(of, out_of, whose="patients of a class", confidence=confidence, interval=interval)
+        for of, out_of in (
+            (counts.true_negative, counts.num_recurrence),
+            (counts.false_negative, counts.num_necrosis),
+        )
+    )
+    return _at_prevalence(specificity, misses, (1.0 - prevalence) / prevalence)
+
+
+def _at_prevalence(right: Estimate, wrong: Estimate, odds: float) -> Estimate:
+    """a·odds / (a·odds + b) for the shares a and b of the patients rightly and wrongly called so."""
+    num = right.num + wrong.num
+    if (of_right := _with_interval(right)) is None or (of_wrong := _with_interval(wrong)) is None:
+        return not_estimable(right.reason or wrong.reason or "", num)
+    a, b = of_right[0], of_wrong[0]
+    if a == 0.0 and b == 0.0:
+        return not_estimable("no patient is called so", num)
+    value = a * odds / (a * odds + b)
+    low, high = (1.0 - 1.0 / (1.0 + ratio * odds) for ratio in _ends_of_ratio(of_right, of_wrong))
+    return Estimate(value, min(low, value), max(high, value), num)  # rounding may put an end past the value
+
+
+def _ends_of_ratio(above: tuple[float, float, float], below: tuple[float, float, float]) -> tuple[float, float]:
+    """MOVER-R: interval of a ratio of two independent figures, each given as value, low and high.
+
+    The low end is written as p/(m + √(m² − pq)) rather than (m − √(m² − pq))/q, which is 0/0 where b_high = 2b.
+    """
+    a, a_low, a_high = above
+    b, b_low, b_high = below
+    m = a * b
+    p, q = a_low * (2.0 * a - a_low), b_high * (2.0 * b - b_high)
+    low = p / (m + math.sqrt(max(m * m - p * q, 0.0))) if p > 0.0 else 0.0
+    if b == 0.0:
+        return low, math.inf
+    p, q = a_high * (2.0 * a - a_high), b_low * (2.0 * b - b_low)
+    return low, (m + math.sqrt(max(m * m - p * q, 0.0))) / q
 
 
 def _mapped(estimate: Estimate, increasing: Callable[[float], float]) -> Estimate:
