@@ -55,7 +55,7 @@ def draw_head(generator: np.random.Generator) -> Head:
         semi_axes=BRAIN_SEMI_AXES * np.clip(generator.normal(1.0, 0.035, 3), 0.9, 1.1),
         atrophy=float(np.clip(generator.normal(1.15, 0.25), 0.7, 2.0)),
         folds=draw_waves(generator, 14.0, 30.0),
-        sulci=draw_waves(generator, 26.0, 44.0, num_waves=14),
+        sulci=draw_waves(generator, 15.0, 28.0, num_waves=16),
         sulcal_reach=draw_waves(generator, 30.0, 60.0, num_waves=6),
     )
 
@@ -108,17 +108,35 @@ def sulci(head: Head, block: Block, depth: Volume, softness: float) -> tuple[Vol
     sheet = np.abs(value, out=value)
     sheet /= slope
     reach = block.waves(head.sulcal_reach)
-    reach *= np.float32(-4.0)
-    reach -= np.float32(15.0)
+    reach *= np.float32(-5.0)
+    reach -= np.float32(20.0)
     reach += depth  # positive deeper than the sulcus goes
-    grey = np.maximum(sheet - np.float32(3.0), reach)
-    fluid = np.maximum(sheet - np.float32(0.65 * head.atrophy), reach + np.float32(3.5))
+    grey = np.maximum(sheet - np.float32(2.8), reach)
+    fluid = np.maximum(sheet - np.float32(0.6 * head.atrophy), reach + np.float32(3.5))
     return ramp(grey, softness), ramp(fluid, softness)
 
 
-def fissure_distance(x: Volume, z: Volume, half_width: float) -> Volume:
-    """Distance to the sheet between the hemispheres, which ends below at z = 8 mm."""
-    distance: Volume = np.maximum(np.abs(x) - np.float32(half_width), np.float32(8.0) - z)
+def fissure_distance(head: Head, block: Block) -> Volume:
+    """Distance to the slightly wavy sheet of fluid between the hemispheres, above z = 8 mm and the corpus callosum."""
+    x, y, z = (block.coordinate(axis) for axis in range(3))
+    x += np.float32(0.8) * block.waves(head.sulcal_reach)
+    over_callosum = np.abs(y + 2) < np.float32(35.0)
+    bottom = np.where(over_callosum, callosum_height(y) + np.float32(4.0), np.float32(8.0))
+    distance: Volume = np.maximum(np.abs(x) - np.float32(1.2 * head.atrophy), bottom - z)
+    return distance
+
+
+def insula_distance(head: Head, block: Block) -> Volume:
+    """Distance to the fluid over the insula and in the cleft that leads there from the side."""
+    x, y, z = (block.coordinate(axis) for axis in range(3))
+    side, half_width = np.abs(x), np.float32(0.8 * head.atrophy)
+    bend = np.float32(0.6) * block.waves(head.folds)
+    floor = np.float32(41.0) - np.float32(0.008) * (y - 4) ** 2
+    wall = np.abs(side - floor + bend) - half_width
+    wall = np.maximum(np.maximum(wall, np.abs(y - 4) - np.float32(24.0)), np.abs(z - 3) - np.float32(13.0))
+    cleft = np.abs(z - np.float32(0.5) * y + 1 + bend) - half_width
+    cleft = np.maximum(cleft, np.float32(41.0) + np.float32(0.03) * (y - 4) ** 2 - side)
+    distance: Volume = np.minimum(wall, cleft)
     return distance
 
 
@@ -138,10 +156,11 @@ def callosum_height(y: Volume) -> Volume:
 
 def ventricle_distance(head: Head, x: Volume, y: Volume, z: Volume) -> Volume:
     """Distance to the nearer lateral ventricle in mm, positive outside, to first order."""
-    semi = (6.0 * head.atrophy, 34.0, 7.0 * head.atrophy)
-    across: Volume = np.abs(x) - np.float32(11.0) - np.float32(0.1) * np.abs(y)
-    up = z - np.float32(12.0) - np.float32(0.06) * y
-    return _bent_ellipsoid(across, y, up, semi)
+    across: Volume = np.abs(x)
+    across = across - np.float32(11.0)
+    across -= np.float32(0.1) * np.abs(y)
+    up: Volume = z - np.float32(12.0) - np.float32(0.06) * y
+    return _bent_ellipsoid(across, y, up, (6.0 * head.atrophy, 34.0, 7.0 * head.atrophy))
 
 
 def third_ventricle_distance(head: Head, x: Volume, y: Volume, z: Volume) -> Volume:

@@ -60,9 +60,10 @@ def paint_lesion(head: Head, lesion: Lesion, canvas: Canvas) -> None:
         _paint_cavity(lesion.cavity, canvas)
 
 
-def _allowed(lesion: Lesion, canvas: Canvas) -> Volume:
+def _allowed(lesion: Lesion, canvas: Canvas, *, blur_mm: float = 3.0) -> Volume:
     """Where disease may grow: in the brain and on its own side; only the callosal part crosses the midline."""
-    allowed = ramp(np.float32(1.5) - canvas.block.coordinate(0) * np.float32(lesion.side), 2.0)
+    across = canvas.block.coordinate(0) * np.float32(-lesion.side)
+    allowed = ramp(across + np.float32(0.5 * blur_mm), blur_mm)
     allowed *= ramp(np.float32(1.0) - canvas.depth, canvas.softness)
     return allowed
 
@@ -82,7 +83,7 @@ def _paint_oedema(lesion: Lesion, canvas: Canvas) -> None:
     distance *= np.float32(lesion.radius_mm)
     alpha = ramp(distance, max(3.0, part.softness))
     alpha *= part.white_share
-    alpha *= _allowed(lesion, part)
+    alpha *= _allowed(lesion, part, blur_mm=14.0)
     part.lay(alpha, "oedema")
 
 

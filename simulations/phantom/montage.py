@@ -6,17 +6,18 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from common.errors import DataError
-from simulations.phantom.grid import Array
 
 PATIENTS_PER_CLASS = 2
 _TITLES = {"t1": "T1", "t2": "T2", "t1ce": "T1 with contrast"}
 
 Row = Mapping[str, str]
+Image = npt.NDArray[np.float32]
 
 
 def write_montage(folder: Path, path: Path) -> None:
@@ -76,7 +77,7 @@ def _show(ax: Axes, folder: Path, row: Row, name: str) -> None:
         ax.text(0.5, 0.5, "absent", color="white", ha="center", transform=ax.transAxes)
         return
     image = nib.as_closest_canonical(nib.load(folder / row[name]))
-    voxels = np.asarray(image.dataobj, dtype=np.float32)
+    voxels: Image = np.asarray(image.dataobj, dtype=np.float32)
     point = np.array([float(row[f"lesion_{axis}"]) for axis in "xyz"])
     index = np.linalg.inv(image.affine) @ np.append(point, 1.0)
     level = int(np.clip(round(index[2]), 0, voxels.shape[2] - 1))
@@ -86,7 +87,7 @@ def _show(ax: Axes, folder: Path, row: Row, name: str) -> None:
     ax.text(0.97, 0.03, "R", color="white", ha="right", transform=ax.transAxes)
 
 
-def _window(voxels: Array | np.ndarray) -> float:  # type: ignore[type-arg]
-    """The value to show as white: few voxels of the head are brighter."""
-    head = voxels[voxels > 0.25 * np.percentile(voxels, 98)]
-    return float(np.percentile(head, 98.5))
+def _window(voxels: Image) -> float:
+    """The value to show as white: few voxels of the brain are brighter, though the scalp's fat is."""
+    middle = tuple(slice(round(0.25 * n), round(0.75 * n)) for n in voxels.shape)
+    return float(np.percentile(voxels[middle], 99.0)) * 1.05

@@ -121,15 +121,24 @@ def _paint_brain(head: Head, canvas: Canvas) -> None:
     canvas.lay(fluid, "csf")
     part = canvas.within([-8.0, -110.0, 4.0], [8.0, 110.0, 80.0])
     if part is not None:
-        x, z = part.block.coordinate(0), part.block.coordinate(2)
-        inside = ramp(-part.depth, part.softness)
-        half_width = 1.2 * head.atrophy
-        grey = ramp(geometry.fissure_distance(x, z, half_width + 3.2), part.softness)
-        part.lay(grey * inside, "grey")
-        part.lay(ramp(geometry.fissure_distance(x, z, half_width), part.softness) * inside, "csf")
+        _paint_sheet(part, geometry.fissure_distance(head, part.block))
+    part = canvas.within([-75.0, -36.0, -24.0], [75.0, 44.0, 28.0])
+    if part is not None:
+        _paint_sheet(part, geometry.insula_distance(head, part.block))
     part = canvas.within([-40.0, -42.0, -14.0], [40.0, 42.0, 32.0])
     if part is not None:
         _paint_middle(head, part)
+
+
+def _paint_sheet(canvas: Canvas, distance: Volume) -> None:
+    """Fluid with cortex on both sides, inside the brain."""
+    inside = ramp(-canvas.depth, canvas.softness)
+    grey = ramp(distance - np.float32(2.8), canvas.softness)
+    grey *= inside
+    canvas.lay(grey, "grey")
+    fluid = ramp(distance, canvas.softness)
+    fluid *= inside
+    canvas.lay(fluid, "csf")
 
 
 def _paint_middle(head: Head, canvas: Canvas) -> None:
