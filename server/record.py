@@ -1,6 +1,7 @@
 """`record.json`: every figure of a run, who took part, what was chosen and why, hashes, versions and seeds."""
 
 import hashlib
+import json
 import math
 import platform
 from collections.abc import Mapping
@@ -182,18 +183,20 @@ def _number_or_text(value: float) -> float | str:
 def _write_model(
     folder: RunFolder, study: Study, decision: Decision, *, name: str, round: int, state: ModelState
 ) -> dict[str, Any]:
-    """Write a model with what is needed to refuse a wrong use of it, as metadata of the safetensors file."""
-    metadata = {
+    """Write a model with what is needed to refuse a wrong use of it, as metadata of the safetensors file.
+
+    The metadata is one entry, since safetensors writes several in an order that differs from process to process.
+    """
+    threshold = decision.threshold if name == "best" else None
+    use = {
         "notice": RESEARCH_USE_ONLY,
-        "run": folder.name,
-        "round": str(round),
-        "study": study.model_dump_json(),
+        "round": round,
+        "study": study.model_dump(mode="json"),
         "study_digest": study.digest,
-        "classes": " ".join(CLASS_NAMES),
-        "threshold": "" if decision.threshold is None else repr(decision.threshold),
-        "threshold_holds_for": "best",
+        "classes": CLASS_NAMES,
+        "threshold": None if threshold is None else _number_or_text(threshold),
     }
-    payload = encode_state(state, metadata=metadata)
+    payload = encode_state(state, metadata={"gliorn": json.dumps(use, sort_keys=True)})
     path = folder.model / f"{name}.safetensors"
     write_atomically(path, payload)
     return {

@@ -1,6 +1,7 @@
 """Flower's Grid as function calls: the same ServerApp and ClientApp, no processes, no start-up."""
 
 import itertools
+import os
 import queue
 import threading
 import time
@@ -12,6 +13,8 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
+from client.app import SITE_CONFIG_KEY
+from client.app import app as client_app
 from common.flower_private import (
     NodeInfo,
     Run,
@@ -20,6 +23,10 @@ from common.flower_private import (
     new_context,
     take_server_identity,
 )
+from server.app import RUN_KEY, RUNS_VARIABLE
+from server.app import app as server_app
+from simulations.engines.launch import Launch
+from simulations.faults import FaultyClientApp
 
 RUN_ID, SERVER_NODE = 1, 1
 CLIENT_APP_RAISED = 2
@@ -164,3 +171,15 @@ class InProcessGrid(Grid):
             if waiting:
                 time.sleep(0.005)
         return replies
+
+
+def run_in_process(launch: Launch) -> None:
+    """Carry a run by function calls; returns when the ServerApp is done and raises what it raises."""
+    node_configs = {name: {SITE_CONFIG_KEY: str(path)} for name, path in launch.sites.items()}
+    app: ClientApp = client_app
+    if launch.faults:
+        app = FaultyClientApp(client_app, {str(launch.sites[fault.site]): fault for fault in launch.faults})
+    grid = InProcessGrid(app, node_configs, workers=launch.workers)
+    os.environ[RUNS_VARIABLE] = str(launch.folder.path.parent)
+    context = new_context(run_id=RUN_ID, node_id=SERVER_NODE, node_config={}, run_config={RUN_KEY: launch.folder.name})
+    server_app(grid, context)
