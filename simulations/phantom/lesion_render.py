@@ -94,8 +94,8 @@ def _add_main(lesion: Lesion, canvas: Canvas, allowed: Volume, tumour: _Tumour) 
         return
     block, softness = canvas.block.crop(box), canvas.softness
     distance = np.sqrt(block.quadric(lesion.core.matrix, lesion.center))  # in radii
-    distance -= block.waves(lesion.surface) * np.float32(SURFACE_NOISE)
-    np.maximum(distance, 0, out=distance)
+    # The radius is a random share longer or shorter, for core and nodule alike: that keeps the lesion quotient.
+    distance /= 1 + np.clip(block.waves(lesion.surface), -_NOISE_SDS, _NOISE_SDS) * np.float32(SURFACE_NOISE)
     core = _soft((distance - 1) * np.float32(lesion.radius_mm), max(0.5 * lesion.feathering_mm, softness))
     core *= allowed[box]
     nodule_radius = np.float32(np.sqrt(lesion.quotient))

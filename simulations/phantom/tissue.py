@@ -46,7 +46,7 @@ TISSUES: Mapping[FieldStrength, Mapping[TissueName, Tissue]] = {
         "skin": Tissue(900, 40, 0.7),
         "bone": Tissue(500, 10, 0.05),
         "marrow": Tissue(320, 60, 0.45),
-        "sinus": Tissue(1400, 60, 0.35),  # flowing blood, mostly a void
+        "sinus": Tissue(1400, 60, 0.6),  # flowing blood, mostly a void
     },
     "3T": {
         "white": Tissue(880, 70, 0.75),
@@ -60,7 +60,7 @@ TISSUES: Mapping[FieldStrength, Mapping[TissueName, Tissue]] = {
         "skin": Tissue(1200, 35, 0.7),
         "bone": Tissue(600, 8, 0.05),
         "marrow": Tissue(420, 50, 0.45),
-        "sinus": Tissue(1650, 50, 0.35),
+        "sinus": Tissue(1650, 50, 0.6),
     },
 }
 
