@@ -57,24 +57,40 @@ def parse_settings(text: str, model: type[ModelT], *, origin: str) -> ModelT:
     Raises:
         ConfigError: All faults of the document, each with its line, what was found and what to write instead.
     """
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-        values = None if node is None else loader.construct_document(node)
-    except yaml.YAMLError as error:
-        raise ConfigError(list_of_faults(origin, [_syntax_fault(error)])) from None
-    finally:
-        loader.dispose()
+    node, values = _read_yaml(text, origin=origin)
     if not isinstance(values, dict):
         found = "nothing" if values is None else type(values).__name__
         fault = f"found {found}, expected settings of the form `name: value`; begin from the commented example"
         raise ConfigError(list_of_faults(origin, [fault]))
     try:
         # Through JSON, since strict validation then still takes a list for a tuple and a text for a path.
-        return model.model_validate_json(json.dumps(values, default=str))
+        as_json = json.dumps(values, default=str)
+    except (TypeError, ValueError):  # JSON has no names that are dates, and nothing that holds itself
+        fault = "a name is a date or a list, or a setting holds itself; write plain `name: value`"
+        raise ConfigError(list_of_faults(origin, [fault])) from None
+    try:
+        return model.model_validate_json(as_json)
     except ValidationError as error:
         faults = [_fault(details, node, model) for details in error.errors(include_url=False)]
         raise ConfigError(list_of_faults(origin, faults)) from None
+
+
+def _read_yaml(text: str, *, origin: str) -> tuple[yaml.Node | None, object]:
+    """The document as YAML's nodes, which know their lines, and as plain values."""
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            return node, None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        fault = _syntax_fault(error)
+    except ValueError as error:  # such as the 30th of February, which YAML takes for a date
+        fault = f"a value is not what YAML takes it for ({error}); write texts between quotes"
+    except RecursionError:
+        fault = "nested too deeply; begin from the commented example"
+    raise ConfigError(list_of_faults(origin, [fault]))
 
 
 def _syntax_fault(error: yaml.YAMLError) -> str:

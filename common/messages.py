@@ -4,7 +4,9 @@ What is read from a peer is checked here for presence, type and range; what it m
 """
 
 import json
+import math
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
@@ -16,7 +18,7 @@ from pydantic import ValidationError
 from common.errors import ProtocolError
 from common.metrics.bins import MarginBins
 from common.metrics.site_statistics import SiteStatistics
-from common.model_state import Array, ModelState
+from common.model_state import Array, ModelState, in_c_order
 from common.study import Study
 from common.tasks import (
     SPLITS,
@@ -41,6 +43,7 @@ MAX_FAILURE_CODE = 40
 
 _KEY_STATE, _KEY_TASK, _KEY_REPLY, _KEY_STATISTICS = "state", "task", "reply", "statistics"
 _MAX_COUNT = 10**9
+_SHORT_TEXT = r"[ -~]{0,80}"
 _T = TypeVar("_T")
 
 
@@ -179,7 +182,7 @@ def read_train_reply(records: RecordDict, *, study: Study) -> TrainReply | Failu
         state=_read_arrays(records),
         num_patients=(patients[0], patients[1]),
         num_steps=values.whole("num-steps", low=1, high=_MAX_COUNT),
-        train_loss=values.number("train-loss", low=-np.inf, high=np.inf),
+        train_loss=values.number("train-loss", low=-sys.float_info.max, high=sys.float_info.max),
         optimizer=values.choice("optimizer", ("fresh", "continued")),
         seconds=(seconds[0], seconds[1]),
         evaluation=_read_evaluation(records, values, study=study, has_threshold=False),
@@ -245,7 +248,7 @@ def _read_evaluation(records: RecordDict, values: "_Values", *, study: Study, ha
         integers = {}
         for name, numbers in record.items():
             if not (isinstance(numbers, list) and all(type(number) is int for number in numbers)):
-                raise ProtocolError(f"statistics {name!r} must be a list of whole numbers")
+                raise ProtocolError(f"statistics {name[:80]!r} must be a list of whole numbers")
             integers[name] = cast(list[int], numbers)
         statistics = SiteStatistics.from_integers(integers, bins=bins_of(study), has_threshold=has_threshold)
     return Evaluation(
@@ -257,7 +260,7 @@ def _read_evaluation(records: RecordDict, values: "_Values", *, study: Study, ha
 
 
 def _array_record(state: ModelState) -> ArrayRecord:
-    return ArrayRecord({name: FlowerArray(np.ascontiguousarray(state[name])) for name in sorted(state)})
+    return ArrayRecord({name: FlowerArray(in_c_order(state[name])) for name in sorted(state)})
 
 
 def _read_arrays(records: RecordDict) -> dict[str, Array]:
@@ -267,10 +270,37 @@ def _read_arrays(records: RecordDict) -> dict[str, Array]:
     state = {}
     for name, array in record.items():
         try:
-            state[name] = array.numpy()
-        except (ValueError, TypeError, EOFError, OSError) as error:
-            raise ProtocolError(f"array {name!r} of the model state is unreadable ({type(error).__name__})") from None
+            state[name] = _read_array(array)
+        except ValueError as error:
+            raise ProtocolError(f"array {name[:80]!r} of the model state is unreadable: {error}") from None
     return state
+
+
+_NPY = re.compile(
+    rb"\x93NUMPY\x01\x00(?s:..)\{'descr': '([<|](?:f[248]|[iu][1248]))', 'fortran_order': (False|True), "
+    rb"'shape': \(([0-9, ]{0,100})\), \} *\n"
+)
+"""The beginning of a NumPy file of numbers, version 1.0, as NumPy writes it."""
+
+
+def _read_array(array: FlowerArray) -> Array:
+    """The array in a NumPy file, as Flower packs it; read-only, without a copy.
+
+    NumPy's own reader trusts the header: one that promises a milliard numbers takes their memory before it finds out,
+    and one that is no Python expression ends in an error of the tokenizer.
+
+    Raises:
+        ValueError: If the bytes are not exactly one array of numbers.
+    """
+    header = _NPY.match(array.data) if array.stype == "numpy.ndarray" else None
+    if header is None:
+        raise ValueError("it does not begin like an array of numbers")
+    dtype = np.dtype(header[1].decode())
+    shape = tuple(int(length) for length in header[3].split(b",") if length.strip())
+    count, start = math.prod(shape), header.end()
+    if count * dtype.itemsize != len(array.data) - start:
+        raise ValueError(f"{len(array.data) - start} bytes of numbers do not fit its shape and type")
+    return np.frombuffer(array.data, dtype, count, start).reshape(shape, order="F" if header[2] == b"True" else "C")
 
 
 class _Values:
@@ -281,9 +311,11 @@ class _Values:
         if not isinstance(record, ConfigRecord):
             raise ProtocolError(f"the message has no {key!r} part; both sides need the same version of this program")
         self._record: Mapping[str, object] = record
-        if record.get("protocol") != PROTOCOL:
+        protocol = record.get("protocol")
+        if type(protocol) is not int or protocol != PROTOCOL:
+            found = protocol if type(protocol) is int else type(protocol).__name__
             raise ProtocolError(
-                f"the message is of protocol {record.get('protocol')!r}, this program speaks {PROTOCOL}; "
+                f"the message is of protocol {found}, this program speaks {PROTOCOL}; "
                 "install the same version on both sides"
             )
 
@@ -347,16 +379,20 @@ class _Values:
 
     def named_texts(self, key: str) -> dict[str, str]:
         values = self._named(key)
-        if not all(isinstance(value, str) and len(value) <= 80 for value in values.values()):
+        if not all(isinstance(value, str) and re.fullmatch(_SHORT_TEXT, value) for value in values.values()):
             raise ProtocolError(f"{key!r} must be short texts by name")
         return cast(dict[str, str], values)
 
     def _named(self, key: str) -> dict[str, object]:
         try:
             values = json.loads(self._get(key, str))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ProtocolError(f"{key!r} is not readable as JSON") from None
-        if not isinstance(values, dict) or len(values) > 100 or any(len(name) > 80 for name in values):
+        if (
+            not isinstance(values, dict)
+            or len(values) > 100
+            or not all(re.fullmatch(_SHORT_TEXT, name) for name in values)
+        ):
             raise ProtocolError(f"{key!r} must be a short list of names and values")
         return values
 

@@ -1,6 +1,7 @@
 """The state of a model as named arrays: compared, hashed, and turned into safetensors bytes and back."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,20 +17,36 @@ ModelState = Mapping[str, Array]
 """Parameters and buffers by their PyTorch name, as in `state_dict()`."""
 
 
+def in_c_order(array: Array) -> Array:
+    """The array in C order; unlike `np.ascontiguousarray` this leaves one without dimensions as it is."""
+    return np.asarray(array, order="C")
+
+
 def state_digest(state: ModelState) -> str:
     """SHA-256 over names, types, shapes and bytes in the order of the names, in hexadecimal."""
     digest = hashlib.sha256()
     for name in sorted(state):
-        array = np.ascontiguousarray(state[name])
+        array = in_c_order(state[name])
         digest.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
         digest.update(array.data)
     return digest.hexdigest()
 
 
 def encode_state(state: ModelState, *, metadata: Mapping[str, str] | None = None) -> bytes:
-    """The state as the bytes of a safetensors file; equal states give equal bytes."""
-    arrays = {name: np.ascontiguousarray(state[name]) for name in sorted(state)}
-    return safetensors.numpy.save(arrays, dict(metadata) if metadata else None)  # type: ignore[no-any-return]
+    """The state as the bytes of a safetensors file; equal states and metadata give equal bytes."""
+    arrays = {name: in_c_order(state[name]) for name in sorted(state)}
+    payload: bytes = safetensors.numpy.save(arrays, dict(metadata) if metadata else None)
+    return _with_sorted_metadata(payload) if metadata else payload
+
+
+def _with_sorted_metadata(payload: bytes) -> bytes:
+    """Undo that safetensors 0.8 writes the metadata in an order that differs from call to call."""
+    size = int.from_bytes(payload[:8], "little")
+    header = json.loads(payload[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + payload[8 + size :]
 
 
 def decode_state(payload: bytes, *, origin: str) -> dict[str, Array]:
@@ -88,4 +105,5 @@ def update_norm(state: ModelState, reference: ModelState) -> float:
 def _first(names: list[str]) -> str:
     if not names:
         return "nothing"
-    return f"{names[0]!r}" if len(names) == 1 else f"{names[0]!r} and {len(names) - 1} more"
+    first = repr(names[0][:80])
+    return first if len(names) == 1 else f"{first} and {len(names) - 1} more"

@@ -32,7 +32,7 @@ def weighted_mean(states: Iterable[tuple[ModelState, float]], *, reference: Mode
     for name, weighted_sum in sums.items():
         exact = weighted_sum / total
         dtype = reference[name].dtype
-        mean[name] = (np.rint(exact) if np.issubdtype(dtype, np.integer) else exact).astype(dtype)
+        mean[name] = np.asarray(np.rint(exact) if np.issubdtype(dtype, np.integer) else exact, dtype=dtype)
     return mean
 
 
