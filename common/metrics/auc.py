@@ -1,7 +1,7 @@
 """Area under the ROC curve from counts per bin: value, what binning can hide, DeLong's variance, interval.
 
-The interval is made on the logit scale, where it holds its coverage in small samples: 95 % intervals cover .947 at 9
-necrosis + 38 recurrence, against .884 for value ± 1.96 SE.
+The interval is made on the logit scale, where it holds its coverage in small samples: 95 % intervals cover .94 at 9
+necrosis + 38 recurrence with a true AUC of .83, against .88 for value ± 1.96 SE (10 000 simulated test sets).
 
 Sources: DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988) 837; Pepe, The Statistical Evaluation of
 Medical Tests (2003), chapter 5, for the logit interval.

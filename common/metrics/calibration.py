@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import statsmodels.api as sm
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import expit
 from scipy.stats import norm, t
+from statsmodels.genmod.families import Binomial
+from statsmodels.genmod.generalized_linear_model import GLM
 
 from common.metrics.bins import Histogram, MarginBins
 from common.metrics.calibration_sums import FIXED_POINT, NUM_TENTHS
@@ -98,12 +99,13 @@ def fit_recalibration(histogram: Histogram, bins: MarginBins, *, confidence: flo
     x = margins / scale
     # A row for each bin and label, weighed by its patients: statsmodels takes rows of counts too, but calls two bins
     # that it fits exactly a perfect separation.
-    fit = sm.GLM(
-        np.repeat([0.0, 1.0], x.size),
-        np.column_stack([np.ones(2 * x.size), np.tile(x, 2)]),
-        family=sm.families.Binomial(),
-        freq_weights=np.concatenate([recurrence, necrosis]),
-    ).fit(maxiter=200)
+    with np.errstate(over="ignore"):  # exp(−z) of a sure patient; whether the fit ended well is asked below
+        fit = GLM(
+            np.repeat([0.0, 1.0], x.size),
+            np.column_stack([np.ones(2 * x.size), np.tile(x, 2)]),
+            family=Binomial(),
+            freq_weights=np.concatenate([recurrence, necrosis]),
+        ).fit(maxiter=200)
     values = np.asarray(fit.params) / [1.0, scale]
     ends = np.asarray(fit.conf_int(alpha=1.0 - confidence)) / [[1.0], [scale]]
     if not fit.converged or not np.isfinite(values).all() or not np.isfinite(ends).all():
@@ -127,7 +129,7 @@ def fit_in_the_large(histogram: Histogram, bins: MarginBins, *, confidence: floa
         return num_necrosis - float(patients @ expit(a + margins))
 
     reach = float(np.abs(margins).max()) + 50.0  # where every probability is 0 or 1 within 1e-21
-    value = float(brentq(score, -reach, reach, xtol=1e-12))
+    value = float(brentq(score, -reach, reach, xtol=1e-12, maxiter=1000))
     probability = expit(value + margins)
     information = float(patients @ (probability * (1.0 - probability)))
     if information < 1e-12:
@@ -152,7 +154,7 @@ def fit_temperature(histogram: Histogram, bins: MarginBins, *, confidence: float
 
     if num == 0:
         return not_estimable(NOBODY, 0)
-    if score(0.0) <= 0.0:
+    if score(0.0) <= 1e-12 * float(np.abs(margins) @ patients):  # 0 but for rounding
         return not_estimable("the scores do not point to the right class on average", num)
     if recurrence[margins > 0.0].sum() + necrosis[margins < 0.0].sum() == 0:
         return not_estimable("every patient lies on the right side of even odds", num)
@@ -172,7 +174,7 @@ def _root_above_zero(falling: Callable[[float], float], first_guess: float) -> f
     above = first_guess
     while falling(above) >= 0.0:
         above *= 2.0
-    return float(brentq(falling, 0.0, above, xtol=1e-12 * above, rtol=1e-12))
+    return float(brentq(falling, 0.0, above, xtol=1e-12 * above, rtol=1e-12, maxiter=1000))
 
 
 def _occupied(

@@ -60,7 +60,7 @@ def test_nan_scores_are_refused_and_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_bins", "limit"), [(1, 5.0), (10**9, 5.0), (32, 0.0), (32, -1.0), (32, math.nan), (32, math.inf)]
+    ("num_bins", "limit"), [(1, 5.0), (10**9, 5.0), (32, 0.0), (32, 21.0), (32, -1.0), (32, math.nan), (32, math.inf)]
 )
 def test_impossible_bins_are_refused(num_bins: int, limit: float) -> None:
     with pytest.raises(ConfigError, match="margin bins"):

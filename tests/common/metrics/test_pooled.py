@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
@@ -42,7 +42,6 @@ def three_sites(*, threshold: float | None = 0.0) -> dict[str, SiteStatistics]:
     }
 
 
-@settings(deadline=None)
 @given(cohort=cohorts, data=st.data())
 def test_any_split_of_the_patients_over_sites_gives_bit_identical_pooled_figures(
     cohort: Patients, data: st.DataObject
