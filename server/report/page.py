@@ -1,0 +1,295 @@
+"""Everything a report shows, gathered from the record and the rounds of a run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from server.report.curves import (
+    draw_training_loss,
+    draw_validation_auc,
+    draw_validation_loss,
+    validated_states,
+)
+from server.report.figure_tables import (
+    Hero,
+    between_table,
+    calibration_table,
+    confusion_rows,
+    headline_table,
+    heroes,
+    site_table,
+    three_aucs_table,
+    threshold_table,
+)
+from server.report.figures import ForestRow, draw_calibration, draw_forest, draw_roc, estimate_of, forest_rows
+from server.report.participation import Absence, Grid, absences, participation_grid
+from server.report.reading import Evaluated, EvaluationFigures, Record, RoundLine
+from server.report.run_tables import (
+    cohort_table,
+    contribution_table,
+    identity_table,
+    rounds_table,
+    settings_tables,
+    versions_table,
+)
+from server.report.table import Table
+from server.report.wording import count, duration, moment, percent_name, rule_text, size, three, threshold_text
+
+OUTCOME_SIGNS = {"COMPLETE": "✓", "DEGRADED": "!", "INVALID": "×"}
+MAX_PROBLEMS_ON_TOP = 8
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A name and what it is."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class TestPart:
+    """What the test brought, where pooled figures were formed.
+
+    Attributes:
+        threshold_reason: Why there are no figures at a threshold; empty where there are.
+        roc: None where a class has no patients.
+        calibration: None without patients.
+    """
+
+    summary: str
+    heroes: tuple[Hero, ...]
+    hero_notes: tuple[tuple[str, str], ...]
+    certificate: str
+    threshold_reason: str
+    headline: Table
+    sites: Table
+    forests: tuple[Markup, ...]
+    between: Table | None
+    roc: Markup | None
+    confusion: tuple[tuple[str, tuple[tuple[int, float, str], ...]], ...]
+    threshold: tuple[Fact, ...]
+    threshold_table: Table | None
+    calibration: Markup
+    calibration_table: Table
+    three_aucs: Table
+
+
+@dataclass(frozen=True)
+class TrainingPart:
+    """What the rounds brought; the figures are empty where no round was pooled."""
+
+    curves: tuple[Markup, ...]
+    remark: str
+    rounds: Table
+
+
+@dataclass(frozen=True)
+class Page:
+    """A whole report."""
+
+    record: Record
+    outcome_sign: str
+    outcome_words: str
+    problems: tuple[str, ...]
+    more_problems: int
+    facts: tuple[Fact, ...]
+    confidence: str
+    test: TestPart | None
+    not_pooled: str
+    test_missing: tuple[tuple[str, str], ...]
+    training: TrainingPart | None
+    grid: Grid | None
+    absences: tuple[Absence, ...]
+    contribution: Table | None
+    cohorts: Table | None
+    run_facts: tuple[Fact, ...]
+    identity: Table
+    versions: Table
+    settings: tuple[Table, ...]
+    interval: str
+
+
+def page_of(record: Record, rounds: Sequence[RoundLine]) -> Page:
+    """Gather a report.
+
+    Args:
+        record: The run's record.
+        rounds: Its finished rounds, in order.
+    """
+    test = record.evaluated("test")
+    figures = None if test is None else test.figures
+    spec = record.study.evaluation
+    return Page(
+        record=record,
+        outcome_sign=OUTCOME_SIGNS[record.outcome],
+        outcome_words=_outcome_words(record),
+        problems=tuple(record.problems[:MAX_PROBLEMS_ON_TOP]),
+        more_problems=max(0, len(record.problems) - MAX_PROBLEMS_ON_TOP),
+        facts=_facts(record),
+        confidence=percent_name(spec.confidence),
+        test=None if test is None or figures is None else _test_part(record, test, figures),
+        not_pooled="" if test is None or test.not_pooled is None else test.not_pooled,
+        test_missing=() if test is None else tuple(test.missing.items()),
+        training=_training_part(record, rounds) if rounds else None,
+        grid=participation_grid(record, rounds) if rounds else None,
+        absences=tuple(absences(rounds)),
+        contribution=contribution_table(record, rounds) if rounds else None,
+        cohorts=cohort_table(record) if record.sites else None,
+        run_facts=_run_facts(record, rounds),
+        identity=identity_table(record),
+        versions=versions_table(record),
+        settings=settings_tables(record.study),
+        interval={"wilson": "Wilson", "clopper-pearson": "Clopper–Pearson"}[spec.interval],
+    )
+
+
+def _outcome_words(record: Record) -> str:
+    sites = count(len(record.expected_sites), "site")
+    rounds = count(record.rounds_done, "round")
+    match record.outcome:
+        case "COMPLETE":
+            all_sites = f"All {sites}" if len(record.expected_sites) > 1 else "The one site"
+            return f"{all_sites} took part in every one of the {rounds} and answered in both evaluations."
+        case "DEGRADED":
+            return f"There is a result, but not every one of the {sites} took part throughout the {rounds}:"
+        case "INVALID":
+            return f"There is no result. The run ended after {rounds}:"
+
+
+def _facts(record: Record) -> tuple[Fact, ...]:
+    facts = [
+        Fact("Study", record.study.name),
+        Fact("Run", record.run),
+        Fact("Ended", moment(record.finished_at)),
+        Fact("Sites", _sites_text(record)),
+        Fact("Rounds", _rounds_text(record)),
+    ]
+    if record.sites:
+        totals = {
+            split: [sum(site.num_patients[split][label] for site in record.sites.values()) for label in (0, 1)]
+            for split in ("train", "validation", "test")
+        }
+        text = " / ".join(str(sum(pair)) for pair in totals.values())
+        facts.append(Fact("Patients: training / validation / test", text))
+    if record.selection is not None:
+        facts.append(Fact("Chosen model", f"after round {record.selection.best.round}"))
+    return tuple(facts)
+
+
+def _sites_text(record: Record) -> str:
+    expected, joined = len(record.expected_sites), len(record.sites)
+    return str(expected) if joined == expected else f"{joined} of {expected} joined"
+
+
+def _rounds_text(record: Record) -> str:
+    done, planned = record.rounds_done, record.study.rounds
+    return str(done) if done == planned else f"{done} of {planned}"
+
+
+def _test_part(record: Record, test: Evaluated, figures: EvaluationFigures) -> TestPart:
+    shown, notes = heroes(figures)
+    pooled = figures.pooled
+    bin_error = pooled.auc.bin_error
+    return TestPart(
+        summary=_summary(figures),
+        heroes=shown,
+        hero_notes=notes,
+        certificate="" if bin_error is None else three(bin_error),
+        threshold_reason=_threshold_reason(record) if pooled.at_threshold is None else "",
+        headline=headline_table(figures),
+        sites=site_table(test, figures),
+        forests=_forests(figures),
+        between=between_table(figures),
+        roc=draw_roc(test.roc, pooled, confidence=figures.confidence) if test.roc else None,
+        confusion=confusion_rows(figures),
+        threshold=_threshold_facts(record),
+        threshold_table=threshold_table(
+            {"Validation, where it was chosen": record.evaluated("validation"), "Test": record.evaluated("test")}
+        ),
+        calibration=draw_calibration(pooled.calibration.tenths, confidence=figures.confidence),
+        calibration_table=calibration_table(figures),
+        three_aucs=three_aucs_table(figures),
+    )
+
+
+def _summary(figures: EvaluationFigures) -> str:
+    pooled = figures.pooled
+    num = pooled.num_recurrence + pooled.num_necrosis
+    text = (
+        f"{count(num, 'test patient')} of {count(len(figures.per_site), 'site')}: "
+        f"{pooled.num_necrosis} with radiation necrosis (the positive class) and {pooled.num_recurrence} with "
+        "glioma recurrence."
+    )
+    if (at := pooled.at_threshold) is not None and at.counts.num_patients:
+        text += (
+            f" At the threshold frozen before the test, {at.counts.true_positive} of {at.counts.num_necrosis} necroses "
+            f"and {at.counts.true_negative} of {at.counts.num_recurrence} recurrences are called what they are."
+        )
+    return text
+
+
+def _threshold_reason(record: Record) -> str:
+    point = record.operating_point
+    return (point.reason if point is not None else None) or "the test was not counted at a threshold"
+
+
+def _forests(figures: EvaluationFigures) -> tuple[Markup, ...]:
+    several = len(figures.per_site) > 1
+    measures = (
+        ("AUC", "auc", figures.auc_between_sites, 0.5),
+        ("Sensitivity", "sensitivity", figures.sensitivity_between_sites, None),
+        ("Specificity", "specificity", figures.specificity_between_sites, None),
+    )
+    drawn = []
+    for title, measure, between, chance in measures:
+        pooled = estimate_of(figures.pooled, measure)
+        if pooled is not None:
+            patients = figures.pooled.num_recurrence + figures.pooled.num_necrosis
+            rows = forest_rows(figures.per_site, measure)
+            whole = ForestRow("All patients pooled", pooled, patients)
+            drawn.append(draw_forest(rows, whole, between if several else None, measure=title, chance=chance))
+    return tuple(drawn)
+
+
+def _threshold_facts(record: Record) -> tuple[Fact, ...]:
+    point = record.operating_point
+    if point is None:
+        return ()
+    rule = Fact("Rule", f"{rule_text(point.rule)}, on the pooled validation patients")
+    return (rule, Fact("Threshold", threshold_text(point.threshold)))
+
+
+def _training_part(record: Record, rounds: Sequence[RoundLine]) -> TrainingPart:
+    states = validated_states(record, rounds)
+    chosen = None if record.selection is None else record.selection.best.round
+    curves = []
+    if any(state.validation.auc is not None and state.validation.auc.value is not None for state in states):
+        curves.append(draw_validation_auc(states, chosen=chosen, confidence=record.study.evaluation.confidence))
+    if any(state.validation.loss is not None for state in states):
+        curves.append(draw_validation_loss(states, chosen=chosen))
+    curves.append(draw_training_loss(rounds, chosen=chosen))
+    reasons = {state.validation.not_pooled for state in states if state.validation.not_pooled}
+    remark = f"States without a pooled figure: {'; '.join(sorted(reasons))}." if reasons else ""
+    return TrainingPart(tuple(curves), remark, rounds_table(states, rounds, chosen=chosen))
+
+
+def _run_facts(record: Record, rounds: Sequence[RoundLine]) -> tuple[Fact, ...]:
+    replies = [site for line in rounds for site in line.sites.values()]
+    facts = [
+        Fact("Engine", record.engine),
+        Fact("First round began", moment(record.started_at) if record.started_at else "never"),
+        Fact("Ended", moment(record.finished_at)),
+        Fact("Time in rounds", duration(sum(line.seconds for line in rounds)) if rounds else "none"),
+        Fact("Time of all sites together", duration(sum(sum(s.seconds) for s in replies if s.seconds is not None))),
+        Fact("Model states received", size(sum(site.received_bytes or 0 for site in replies))),
+        Fact("Continued after a stop", {0: "never", 1: "once"}.get(record.num_resumed, f"{record.num_resumed} times")),
+        Fact("Seed", str(record.study.seed)),
+    ]
+    if rounds:
+        weights = " and ".join(three(weight) for weight in rounds[-1].class_weights)
+        facts.append(Fact("Loss weights of recurrence and necrosis, last round", weights))
+    if record.selection is not None:
+        facts.append(Fact("Selection of the model", record.selection.rule))
+    return tuple(facts)
