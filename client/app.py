@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 import traceback
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,41 +59,42 @@ def evaluate(message: Message, context: Context) -> Message:
     return _answer(message, act)
 
 
-_open_sites: dict[tuple[str, str], Site] = {}
-_opening = threading.Lock()
+_open_sites: dict[str, Site] = {}
+_opening: dict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
 def _site(context: Context, study: Study) -> Site:
-    """The site of this node in a study; kept open between messages where the process lives on."""
+    """The site of this node in a study; kept open between messages where the process lives on.
+
+    Each site has a lock of its own, so that several sites in one process do not wait for one that opens slowly.
+    """
     path = context.node_config.get(SITE_CONFIG_KEY)
     if not isinstance(path, str):
         raise ConfigError(f"node setting {SITE_CONFIG_KEY!r} is {path!r}, expected the path of a site configuration")
-    key = (path, study.digest)
-    with _opening:
-        if key not in _open_sites:
-            for other in [known for known in _open_sites if known[0] == path]:
-                del _open_sites[other]
-            _open_sites[key] = Site.open(read_site_config(Path(path)), study)
-        return _open_sites[key]
+    with _opening[path]:
+        site = _open_sites.get(path)
+        if site is None or site.study != study:
+            _open_sites.pop(path, None)  # before the next one is loaded: both together may not fit into memory
+            site = _open_sites[path] = Site.open(read_site_config(Path(path)), study)
+        return site
 
 
 def _answer(message: Message, act: Callable[[], Reply]) -> Message:
     """Carry out a task within the coordinator's time and turn every failure into a code."""
     left_s = message.metadata.created_at + message.metadata.ttl - time.time()
-    reply: Reply
     try:
         with time_limit(left_s):
-            reply = act()
+            content = reply_records(act())
     except GliornError as error:
         log.error(
             "%s failed (%s); `gliorn-client check` at this site shows the details",
             *(message.metadata.message_type, error.code),
         )
-        reply = Failure(error.code)
+        content = reply_records(Failure(error.code))
     except Exception as error:  # noqa: BLE001 - the border of the hospital: no exception's text may pass it
         log.error("%s failed: %s", message.metadata.message_type, _place_of(error))
-        reply = Failure("internal")
-    return Message(reply_records(reply), reply_to=message)
+        content = reply_records(Failure("internal"))
+    return Message(content, reply_to=message)
 
 
 def _place_of(error: Exception) -> str:

@@ -18,12 +18,14 @@ def margins_of_exams(model: nn.Module, images: Tensor, *, batch_size: int) -> ND
 
     Args:
         model: On the device it computes on.
-        images: Shape (N, C, D, H, W).
+        images: Shape (N, C, D, H, W); N may be 0.
         batch_size: Exams at a time.
 
     Raises:
         TrainingError: If a margin is NaN or infinite.
     """
+    if len(images) == 0:  # a split without patients; MONAI's ResNet cannot take a batch of nobody
+        return np.zeros(0, dtype=np.float64)
     device = next(model.parameters()).device
     model.eval()
     parts = []

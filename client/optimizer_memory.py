@@ -42,7 +42,10 @@ class OptimizerMemory:
         return True
 
     def keep(self, optimizer: torch.optim.Optimizer, *, round: int) -> None:
-        """Write the state after a round and drop those before the last two."""
+        """Write the state after a round and drop all but this one and the one before.
+
+        Later ones are of an earlier run of the same name.
+        """
         tensors = {
             f"{index}.{name}": value.detach().cpu().contiguous()
             for index, values in optimizer.state_dict()["state"].items()
@@ -52,7 +55,7 @@ class OptimizerMemory:
         self._folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path(round), save_safetensors(tensors))
         for path in self._folder.glob("round-*.safetensors"):
-            if path < self._path(round - 1):
+            if path not in (self._path(round - 1), self._path(round)):
                 path.unlink()
 
     def _path(self, round: int) -> Path:

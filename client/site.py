@@ -67,8 +67,7 @@ class Site:
             DataError: If images cannot be prepared.
             DisclosureError: If the site has too few training patients, or the study counts too finely for it.
         """
-        if config.torch_threads is not None:
-            torch.set_num_threads(config.torch_threads)
+        _use_threads(config)
         if study.evaluation.num_bins > config.disclosure.max_bins:
             raise DisclosureError(
                 f"the study counts scores in {study.evaluation.num_bins} bins, this site shows at most "
@@ -86,6 +85,7 @@ class Site:
 
     def describe(self) -> SiteManifest:
         """Counts, digests and versions for the coordinator; nothing about a single patient."""
+        _use_threads(self.config)
         splits = self.cohort.splits
         return SiteManifest(
             site=self.config.name,
@@ -107,7 +107,9 @@ class Site:
         model = self._model(task.state)
         evaluation = self._evaluate(model, "validation", threshold=None)
         evaluated = time.monotonic()
-        memory = OptimizerMemory(self.config.cache, task.run) if self.study.training.keep_optimizer_state else None
+        memory = None
+        if self.study.training.keep_optimizer_state:
+            memory = OptimizerMemory(self.config.cache, f"{task.run}-{self.study.digest[:12]}")
         outcome, continued = self._train(model, task, memory)
         trained = time.monotonic()
         log.info(
@@ -156,6 +158,7 @@ class Site:
         return EvaluateReply(self.study.digest, evaluation, time.monotonic() - started)
 
     def _model(self, state: ModelState) -> nn.Module:
+        _use_threads(self.config)
         model = build_model(self.study.model, num_sequences=len(self.study.sequences))
         set_state(model, state)
         return model.to(self.device)
@@ -174,6 +177,15 @@ class Site:
             max_bins=self.config.disclosure.max_bins,
             cohort_digest=self.cohort.digests[split],
         )
+
+
+def _use_threads(config: SiteConfig) -> None:
+    """Compute with the site's number of threads from here on.
+
+    Before every task, since torch keeps this number for each thread of a process, and any of them may get the task.
+    """
+    if config.torch_threads is not None:
+        torch.set_num_threads(config.torch_threads)
 
 
 def find_device(name: str) -> torch.device:

@@ -115,7 +115,7 @@ def train_locally(
         penalty: Added to the loss, for example by `proximal_penalty`.
 
     Raises:
-        TrainingError: If a loss is NaN or infinite.
+        TrainingError: If a loss, or a number of the trained model, is NaN or infinite.
     """
     device = next(model.parameters()).device
     weights = torch.tensor(class_weights, device=device)
@@ -142,6 +142,10 @@ def train_locally(
         raise TrainingError(
             f"the mean loss of {len(losses)} steps is {mean_loss}, expected a finite number; "
             "lower learning_rate, or set max_grad_norm in the study"
+        )
+    if not all(bool(torch.isfinite(values).all()) for values in model.state_dict().values()):
+        raise TrainingError(
+            f"the model is not finite after {len(losses)} steps; lower learning_rate, or set max_grad_norm in the study"
         )
     return TrainingOutcome(num_steps=len(losses), mean_loss=mean_loss)
 
