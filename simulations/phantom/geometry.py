@@ -134,7 +134,7 @@ def insula_distance(head: Head, block: Block) -> Volume:
     floor = np.float32(41.0) - np.float32(0.008) * (y - 4) ** 2
     wall = np.abs(side - floor + bend) - half_width
     wall = np.maximum(np.maximum(wall, np.abs(y - 4) - np.float32(24.0)), np.abs(z - 3) - np.float32(13.0))
-    cleft = np.abs(z - np.float32(0.5) * y + 1 + bend) - half_width
+    cleft = np.abs(z + np.float32(0.8) * y - 6 + bend) - half_width  # rises towards the back
     cleft = np.maximum(cleft, np.float32(41.0) + np.float32(0.03) * (y - 4) ** 2 - side)
     distance: Volume = np.minimum(wall, cleft)
     return distance

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 # Raised by every change that alters a byte of what is written.
-VERSION = 1
+VERSION = 2
 _COMPLETE, _STARTED = "complete.json", "incomplete.json"
 
 

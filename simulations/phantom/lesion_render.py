@@ -63,6 +63,7 @@ def paint_lesion(head: Head, lesion: Lesion, canvas: Canvas) -> None:
 def _allowed(lesion: Lesion, canvas: Canvas, *, blur_mm: float = 3.0) -> Volume:
     """Where disease may grow: in the brain and on its own side; only the callosal part crosses the midline."""
     across = canvas.block.coordinate(0) * np.float32(-lesion.side)
+    across += np.float32(1.5) * canvas.block.waves(lesion.fingers)
     allowed = ramp(across + np.float32(0.5 * blur_mm), blur_mm)
     allowed *= ramp(np.float32(1.0) - canvas.depth, canvas.softness)
     return allowed

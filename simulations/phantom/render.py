@@ -58,7 +58,8 @@ def render(head: Head, lesion: Lesion | None, grid: Grid, weightings: Sequence[W
     sub = grid.num_sub_slices
     offsets = (np.arange(sub) + 0.5) / sub - 0.5
     step = max(1, round(_VOXELS_AT_A_TIME / (size_i * size_j * sub)))
-    softness = float(np.mean(grid.spacing_mm[:2]))
+    # Edges no sharper than half a sub-slice: a thin sheet almost parallel to the slices would come out as stripes.
+    softness = max(float(np.mean(grid.spacing_mm[:2])), 0.5 * float(grid.spacing_mm[2]) / sub)
     i, j = np.arange(size_i, dtype=float), np.arange(size_j, dtype=float)
     for first in range(0, size_k, step):
         slices = np.arange(first, min(first + step, size_k), dtype=float)
