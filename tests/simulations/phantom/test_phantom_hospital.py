@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import yaml
 
+from client.config import read_site_config
+from client.table import read_table
 from common.errors import ConfigError
 from simulations.phantom.federation import num_patients_to_draw, write_hospitals
 from simulations.phantom.grid import Array
@@ -79,6 +81,16 @@ def test_site_config_is_said_to_be_synthetic(written: WrittenHospital) -> None:
     assert config["label_map"] == {"necrosis": 1, "recurrence": 0}
     assert text.startswith("#")
     assert "nobody was scanned" in text
+
+
+def test_a_site_reads_what_is_written_for_it(written: WrittenHospital) -> None:
+    config = read_site_config(written.site_config)
+
+    exams = read_table(config.data.table, config.label_map)
+
+    assert config.name == "hospital-b"
+    assert [exam.patient_id for exam in exams] == [row["patient_id"] for row in read(written.table)]
+    assert sum(exam.label for exam in exams) == 1
 
 
 def test_images_have_sound_headers_and_agree_within_a_patient(written: WrittenHospital) -> None:
