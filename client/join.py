@@ -1,6 +1,7 @@
 """Starts Flower's SuperNode for a site: the process that fetches tasks and starts the ClientApp."""
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -59,3 +60,10 @@ def start_supernode(
         stderr=log,
         start_new_session=True,
     )
+
+
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

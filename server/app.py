@@ -13,7 +13,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.errors import ConfigError
-from server.federation import Federation
+from server.federation import Federation, QuorumError
+from server.report import write_report
 from server.run_folder import RunFolder
 
 RUNS_VARIABLE = "GLIORN_RUNS"
@@ -34,4 +35,11 @@ def main(grid: Grid, context: Context) -> None:
     runs = os.environ.get(RUNS_VARIABLE)
     if not runs:
         raise ConfigError(f"the environment variable {RUNS_VARIABLE} is not set, expected the folder of all runs")
-    Federation(grid, RunFolder(Path(runs) / name), now=lambda: datetime.now(UTC)).run()
+    folder = RunFolder(Path(runs) / name)
+    federation = Federation(grid, folder, now=lambda: datetime.now(UTC))
+    try:
+        federation.run()
+    except QuorumError:
+        write_report(folder)
+        raise
+    write_report(folder)

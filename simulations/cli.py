@@ -1,0 +1,103 @@
+"""`gliorn-simulate`: a federation on one machine, over phantom hospitals or over a user's own site configurations."""
+
+import argparse
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from common.errors import GliornError
+
+DESCRIPTION = """\
+Hospitals on this machine train a 3D ResNet10 together and are evaluated together. Without arguments: phantom
+hospitals A to E are made, five sites train by FedAvg, and a report is written. Research use only."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        0 when the run is done, also DEGRADED; 1 for a fault of this program; 2 for what the user has to mend.
+    """
+    arguments = _parser().parse_args(argv)
+    console = Console(stderr=arguments.json, highlight=False, soft_wrap=True)
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    try:
+        return int(arguments.run(arguments, console))
+    except GliornError as error:
+        print(f"gliorn-simulate: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("gliorn-simulate: stopped; a run that has begun goes on with --resume RUN", file=sys.stderr)
+        return 2
+    except Exception:  # noqa: BLE001 - the outermost border: our own fault is shown whole
+        traceback.print_exc()
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gliorn-simulate", description=DESCRIPTION)
+    parser.set_defaults(run=_simulate)
+    _add_common(parser)
+    run = parser.add_argument_group("the run")
+    run.add_argument("--study", type=Path, metavar="FILE", help="study.yaml; the demo's study if absent")
+    run.add_argument(
+        "--site", type=Path, action="append", metavar="FILE", help="site.yaml of a site; repeat it. Replaces phantoms"
+    )
+    run.add_argument("--rounds", type=int, metavar="N", help="rounds of training, instead of the study's")
+    run.add_argument(
+        "--fedprox-mu", type=float, metavar="MU", help="strength of FedProx, instead of the study's; 0: FedAvg"
+    )
+    run.add_argument(
+        "--engine", choices=("in-process", "ray", "network"), help="what carries the messages (in-process)"
+    )
+    run.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (runs/NAME-DATE)")
+    run.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder")
+    run.add_argument(
+        "--fault",
+        action="append",
+        default=[],
+        metavar="SITE:KIND[:ROUND]",
+        help="let a site go wrong from a round on: nan, shape, no-patients, many-patients, missing-key, exception, "
+        "hang, crash",
+    )
+    commands = parser.add_subparsers(title="other commands", metavar="")
+    hospitals = commands.add_parser("hospitals", help="only write the phantom hospitals, with a picture of each")
+    hospitals.set_defaults(run=_hospitals)
+    hospitals.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write into")
+    hospitals.add_argument(
+        "--spacing", type=float, metavar="MM", help="finest voxel edge; the scanners' own if absent, at full size"
+    )
+    _add_common(hospitals, sites="A,B,C,D,E,F")
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser, *, sites: str = "A,B,C,D,E") -> None:
+    phantoms = parser.add_argument_group("phantom hospitals")
+    phantoms.add_argument("--sites", default=sites, metavar="LETTERS", help=f"hospitals out of A to F ({sites})")
+    phantoms.add_argument("--patients", type=int, metavar="N", help="patients per hospital, instead of 120 to 10")
+    phantoms.add_argument(
+        "--separation", type=float, default=1.5, metavar="X", help="how far apart the classes are: 1 realistic (1.5)"
+    )
+    phantoms.add_argument("--seed", type=int, metavar="N", help="seed of phantoms and study (0, or the study's)")
+    phantoms.add_argument(
+        "--data", type=Path, default=Path("hospitals"), metavar="DIR", help="where they lie (hospitals)"
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="sites and exams worked on side by side (all cores)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+
+
+def _simulate(arguments: argparse.Namespace, console: Console) -> int:
+    # Late, so that --help and wrong arguments are answered before torch is loaded.
+    from simulations.run_command import run_command
+
+    return run_command(arguments, console)
+
+
+def _hospitals(arguments: argparse.Namespace, console: Console) -> int:
+    from simulations.hospitals_command import hospitals_command
+
+    return hospitals_command(arguments, console)

@@ -1,0 +1,8 @@
+"""How many processors there are to work with."""
+
+import os
+
+
+def default_workers() -> int:
+    """As many as this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

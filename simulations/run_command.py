@@ -1,0 +1,166 @@
+"""The run of `gliorn-simulate`: gathers study and sites, shows the run while it goes on, and sums it up."""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from client.config import SiteConfig
+from common.errors import ConfigError
+from common.study import Study, parse_study
+from server.run_folder import RunFolder
+from simulations.display import RunWatcher, interval, progress_bar, result_table
+from simulations.faults import Fault, parse_fault
+from simulations.phantom_sites import phantom_sites, positive
+from simulations.processors import default_workers
+from simulations.single_machine import (
+    ENGINES,
+    EngineName,
+    carry,
+    open_run,
+    prepare_sites,
+    read_sites,
+    require_fitting,
+    sites_of_run,
+)
+
+DEMO_SPACING_MM = 2.5
+Sites = Mapping[str, tuple[Path, SiteConfig]]
+
+
+def run_command(arguments: argparse.Namespace, console: Console) -> int:
+    """Begin a run, or continue one, and show its end. Returns 0, or 2 for a run that ended INVALID."""
+    workers = positive("--workers", arguments.workers) or default_workers()
+    faults = [parse_fault(text) for text in arguments.fault]
+    if arguments.resume is not None:
+        folder, study, engine, sites = _begun_run(arguments)
+        _require_known_sites(faults, sites)
+        _prepare(study, sites, console, workers)
+    else:
+        study, engine = _study(arguments), arguments.engine or "in-process"
+        out = arguments.out or Path("runs") / f"{study.name}-{datetime.now():%Y%m%d-%H%M%S}"
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ConfigError(f"--out {out}: is there already; name another folder, or continue with --resume {out}")
+        paths = arguments.site or phantom_sites(
+            arguments, console, seed=study.seed, spacing_mm=DEMO_SPACING_MM, workers=workers
+        )
+        sites = read_sites(paths)
+        require_fitting(study, sites, engine=engine)
+        _require_known_sites(faults, sites)
+        _prepare(study, sites, console, workers)
+        folder = open_run(out, study_text=study_yaml(study), sites=sites, engine=engine)
+    method = "FedAvg" if study.training.fedprox_mu == 0 else f"FedProx, mu {study.training.fedprox_mu:g}"
+    console.print(f"{len(sites)} sites, {study.rounds} rounds, {method}, engine {engine}; run folder {folder.path}")
+    with RunWatcher(console, folder) as watcher:
+        record = carry(folder, sites, engine=engine, workers=workers, faults=faults, while_running=watcher.look)
+    _sum_up(record, folder, console, as_json=arguments.json)
+    return 2 if record["outcome"] == "INVALID" else 0
+
+
+def _begun_run(arguments: argparse.Namespace) -> tuple[RunFolder, Study, EngineName, Sites]:
+    for option in ("study", "rounds", "fedprox_mu", "engine", "out", "seed"):
+        if getattr(arguments, option) is not None:
+            raise ConfigError(
+                f"--{option.replace('_', '-')} cannot be given with --resume: "
+                "a run keeps what it began with; leave it out, or begin a new run"
+            )
+    folder = RunFolder(arguments.resume)
+    study, engine = folder.read_study(), folder.read_participants().engine
+    known: dict[str, EngineName] = {name: name for name in ENGINES}
+    if engine not in known:
+        raise ConfigError(f"{folder.participants}: engine is {engine!r}, which does not run on one machine")
+    return folder, study, known[engine], read_sites(arguments.site or sites_of_run(folder))
+
+
+def _study(arguments: argparse.Namespace) -> Study:
+    if arguments.study is None:
+        text, origin = (files("simulations") / "demo_study.yaml").read_text(encoding="utf-8"), "demo_study.yaml"
+    else:
+        origin = str(arguments.study)
+        try:
+            text = arguments.study.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--study {origin}: cannot be read ({error}); name a study.yaml in UTF-8") from None
+    study = parse_study(text, origin=origin)
+    return with_changes(study, seed=arguments.seed, rounds=arguments.rounds, fedprox_mu=arguments.fedprox_mu)
+
+
+def with_changes(study: Study, *, seed: int | None, rounds: int | None, fedprox_mu: float | None) -> Study:
+    """The study with what the command line says instead.
+
+    Raises:
+        ConfigError: If a value is out of range.
+    """
+    if seed is not None and not 0 <= seed < 2**31:
+        raise ConfigError(f"--seed {seed}: expected a whole number from 0 to {2**31 - 1}")
+    if rounds is not None and not 1 <= rounds <= 10_000:
+        raise ConfigError(f"--rounds {rounds}: expected a whole number from 1 to 10000")
+    if fedprox_mu is not None and not 0 <= fedprox_mu <= 100:
+        raise ConfigError(f"--fedprox-mu {fedprox_mu}: expected a number from 0 to 100; 0 is FedAvg")
+    values = study.model_dump(mode="json")
+    if seed is not None:
+        values["seed"] = seed
+    if rounds is not None:
+        values["rounds"] = rounds
+    if fedprox_mu is not None:
+        values["training"]["fedprox_mu"] = fedprox_mu
+    return parse_study(yaml.safe_dump(values), origin="the study with the command's changes")
+
+
+def study_yaml(study: Study) -> str:
+    """The study as YAML, with every setting written out."""
+    return yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False)
+
+
+def _require_known_sites(faults: Sequence[Fault], sites: Sites) -> None:
+    for fault in faults:
+        if fault.site not in sites:
+            raise ConfigError(f"--fault: {fault.site!r} is not among the sites {', '.join(sites)}")
+
+
+def _prepare(study: Study, sites: Sites, console: Console, workers: int) -> None:
+    from client.cohort import load_cohort
+
+    total = sum(len(load_cohort(config, study).exams) for _, config in sites.values())
+    done: dict[str, int] = {}
+    with progress_bar(console, "exams to prepare", total) as bar:
+
+        def on_exam(site: str, count: int, _: int) -> None:
+            bar.advance(count - done.get(site, 0))
+            done[site] = count
+
+        prepare_sites(study, sites, workers=workers, on_exam=on_exam)
+
+
+def _sum_up(record: Mapping[str, Any], folder: RunFolder, console: Console, *, as_json: bool) -> None:
+    console.print()
+    console.print(f"{record['outcome']}", style="bold" if record["outcome"] == "COMPLETE" else "bold red")
+    for problem in record["problems"]:
+        console.print(f"  {problem}")
+    summary: dict[str, Any] = {
+        "outcome": record["outcome"],
+        "problems": record["problems"],
+        "run": str(folder.path),
+        "record": str(folder.record),
+        "report": str(folder.report),
+    }
+    if record["outcome"] == "INVALID":
+        console.print(f"No result. Once the sites are mended: gliorn-simulate --resume {folder.path}")
+    else:
+        test = record["figures"]["test"]["figures"]
+        console.print(result_table(record))
+        if test is not None:
+            auc = test["pooled"]["auc"]
+            console.print(
+                f"Pooled test AUC {interval(auc['estimate'])}; binning changes it by at most {auc['bin_error']}."
+            )
+        summary["test"] = None if test is None else test["pooled"]
+    console.print(f"{record['notice']}\nReport: {folder.report}")
+    if as_json:
+        print(json.dumps(summary, indent=1))  # noqa: T201 - what --json is for

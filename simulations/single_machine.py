@@ -1,0 +1,178 @@
+"""A federation on one machine: check the sites, prepare their exams, carry the run by an engine, wait for its end."""
+
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from client.config import SiteConfig, read_site_config
+from client.prepare import prepare_site
+from common.errors import ConfigError, GliornError, list_of_faults
+from common.study import Study
+from server.run_folder import Participants, RunFolder, create_run_folder
+from simulations.engines.in_process import run_in_process
+from simulations.engines.launch import EngineError, Launch
+from simulations.engines.network import run_network
+from simulations.engines.ray_runtime import run_ray
+from simulations.faults import Fault
+
+EngineName = Literal["in-process", "ray", "network"]
+ENGINES: Mapping[EngineName, Callable[[Launch], None]] = {
+    "in-process": run_in_process,
+    "ray": run_ray,
+    "network": run_network,
+}
+
+
+def read_sites(paths: Sequence[Path]) -> dict[str, tuple[Path, SiteConfig]]:
+    """Read site configurations, by the sites' names.
+
+    Raises:
+        ConfigError: All faults of all of them at once, and two sites of one name.
+    """
+    sites: dict[str, tuple[Path, SiteConfig]] = {}
+    faults = []
+    for path in paths:
+        try:
+            config = read_site_config(path)
+        except ConfigError as error:
+            faults.append(str(error))
+            continue
+        if config.name in sites:
+            faults.append(
+                f"{path}: name is {config.name!r}, as in {sites[config.name][0]}; give every site a name of its own"
+            )
+        sites.setdefault(config.name, (path.resolve(), config))
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return dict(sorted(sites.items()))
+
+
+def require_fitting(study: Study, sites: Mapping[str, tuple[Path, SiteConfig]], *, engine: EngineName) -> None:
+    """Refuse what is bound to fail before anything is computed.
+
+    Raises:
+        ConfigError: All such faults at once.
+    """
+    faults = []
+    if len(sites) < study.participation.min_sites:
+        faults.append(
+            f"{len(sites)} sites are given, the study needs participation.min_sites {study.participation.min_sites}"
+        )
+    threads = {config.torch_threads for _, config in sites.values()}
+    if engine == "in-process" and len(threads) > 1:
+        faults.append(
+            "the sites name different torch_threads, which one process cannot give them; "
+            "make them equal or use --engine network"
+        )
+    if faults:
+        raise ConfigError(list_of_faults("this federation", faults))
+
+
+def prepare_sites(
+    study: Study,
+    sites: Mapping[str, tuple[Path, SiteConfig]],
+    *,
+    workers: int,
+    on_exam: Callable[[str, int, int], None],
+) -> None:
+    """Prepare all exams of all sites, with every fault of every site told at once.
+
+    Args:
+        study: Says how.
+        sites: By name.
+        workers: Processes.
+        on_exam: Told the site, how many exams are done, and of how many.
+
+    Raises:
+        ConfigError: Faults of tables and images, by site.
+    """
+    faults = []
+    for name, (_, config) in sites.items():
+
+        def report(done: int, total: int, name: str = name) -> None:
+            on_exam(name, done, total)
+
+        try:
+            prepare_site(config, study, workers=workers, on_exam=report)
+        except GliornError as error:
+            faults.append(str(error))
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def open_run(
+    out: Path, *, study_text: str, sites: Mapping[str, tuple[Path, SiteConfig]], engine: EngineName
+) -> RunFolder:
+    """Make the folder of a new run, with where the sites' configurations lie for a later `--resume`."""
+    participants = Participants(tuple(sites), "claimed" if engine == "ray" else "registered", engine)
+    folder = create_run_folder(out, study_text=study_text, participants=participants)
+    _sites_file(folder).write_text(
+        json.dumps({name: str(path) for name, (path, _) in sites.items()}, indent=1) + "\n", encoding="utf-8"
+    )
+    return folder
+
+
+def sites_of_run(folder: RunFolder) -> list[Path]:
+    """The site configurations of a run that was begun on this machine.
+
+    Raises:
+        ConfigError: If they are not noted in the folder.
+    """
+    try:
+        return [Path(path) for path in json.loads(_sites_file(folder).read_text(encoding="utf-8")).values()]
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"{_sites_file(folder)}: unreadable ({type(error).__name__}); name the sites with --site, or start afresh"
+        ) from None
+
+
+def _sites_file(folder: RunFolder) -> Path:
+    return folder.path / "sites.json"
+
+
+def carry(
+    folder: RunFolder,
+    sites: Mapping[str, tuple[Path, SiteConfig]],
+    *,
+    engine: EngineName,
+    workers: int,
+    faults: Sequence[Fault],
+    while_running: Callable[[], None],
+) -> dict[str, Any]:
+    """Carry a run to its end and return its record.
+
+    Args:
+        folder: The run.
+        sites: By name.
+        engine: What carries the messages.
+        workers: Sites that work side by side.
+        faults: What goes wrong on purpose.
+        while_running: Called several times a second, in this thread.
+
+    Raises:
+        GliornError: If the run ended without a record.
+    """
+    launch = Launch(folder, {name: path for name, (path, _) in sites.items()}, workers, tuple(faults))
+    folder.record.unlink(missing_ok=True)
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            ENGINES[engine](launch)
+        except BaseException as error:  # noqa: BLE001 - handed to the other thread, which raises it
+            failures.append(error)
+
+    thread = threading.Thread(target=work, name="engine", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+        while_running()
+    if folder.record.is_file():
+        record: dict[str, Any] = json.loads(folder.record.read_text(encoding="utf-8"))
+        if not failures or record["outcome"] == "INVALID":
+            return record
+    if failures:
+        raise failures[0]
+    raise EngineError(f"{folder.path}: the run ended without a record; see engine.log there")
