@@ -13,10 +13,10 @@ from client.preprocessing.volume import FloatArray, Point, Volume, read_volume
 from common.errors import DataError
 from common.study import PreprocessingSpec, Sequence
 
-PREPROCESSING_VERSION = 1
+PREPROCESSING_VERSION = 2
 """Raised with every change that alters a prepared array, so that no cache serves an old one."""
 
-CentreSource = Literal["point", "mask", "enhancement", "head"]
+CentreSource = Literal["point", "mask", "enhancement", "t1ce", "head"]
 CENTRE_SOURCES: tuple[CentreSource, ...] = get_args(CentreSource)
 
 Z_LIMIT = 6.0
@@ -104,6 +104,8 @@ def _centre(
     if "t1" in heads and "t1ce" in heads:
         return propose_centre(heads["t1ce"], heads["t1"]), "enhancement"
     if spec.missing_sequence == "zero_fill":
+        if "t1ce" in heads:
+            return propose_centre(heads["t1ce"], None), "t1ce"
         return _head_centre(heads), "head"
     raise DataError(
         f"{files.name}: the lesion has to be found from t1 and t1ce, and one is missing; give lesion_x, lesion_y and "

@@ -19,7 +19,8 @@ Shape = tuple[int, int, int]
 
 MIN_SPACING_MM = 0.1
 MAX_SPACING_MM = 20.0
-MAX_DISAGREEMENT_MM = 0.1
+MAX_DISAGREEMENT_MM = 0.5
+"""The qform is a quaternion in float32; near a turn by 180 degrees its rounding alone moves a corner by up to .3 mm."""
 MIN_VOXELS = 4
 
 
