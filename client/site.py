@@ -68,19 +68,9 @@ class Site:
             DisclosureError: If the site has too few training patients, or the study counts too finely for it.
         """
         _use_threads(config)
-        if study.evaluation.num_bins > config.disclosure.max_bins:
-            raise DisclosureError(
-                f"the study counts scores in {study.evaluation.num_bins} bins, this site shows at most "
-                f"{config.disclosure.max_bins} (disclosure.max_bins); lower evaluation.num_bins in the study"
-            )
         device = find_device(config.device)
         cohort = prepare_site(config, study)
-        num_training, least = cohort.splits["train"].num_patients, config.disclosure.min_patients
-        if num_training < least:
-            raise DisclosureError(
-                f"{num_training} training patients, this site takes part with at least {least} "
-                "(disclosure.min_patients in its configuration)"
-            )
+        require_allowed(config, study, cohort)
         return cls(config, study, cohort, device)
 
     def describe(self) -> SiteManifest:
@@ -183,9 +173,31 @@ def _use_threads(config: SiteConfig) -> None:
     """Compute with the site's number of threads from here on.
 
     Before every task, since torch keeps this number for each thread of a process, and any of them may get the task.
+    A thread that uses torch for the first time takes the number that was last set in any thread; asking for it first
+    gets that over with, so that nothing overrides what is set here.
     """
     if config.torch_threads is not None:
+        torch.get_num_threads()
         torch.set_num_threads(config.torch_threads)
+
+
+def require_allowed(config: SiteConfig, study: Study, cohort: PreparedCohort) -> None:
+    """Check that the site's own rules let it take part in a study.
+
+    Raises:
+        DisclosureError: If it has too few training patients, or the study counts scores too finely for it.
+    """
+    if study.evaluation.num_bins > config.disclosure.max_bins:
+        raise DisclosureError(
+            f"{config.name}: the study counts scores in {study.evaluation.num_bins} bins, this site shows at most "
+            f"{config.disclosure.max_bins} (disclosure.max_bins); lower evaluation.num_bins in the study"
+        )
+    num_training, least = cohort.splits["train"].num_patients, config.disclosure.min_patients
+    if num_training < least:
+        raise DisclosureError(
+            f"{config.name}: {num_training} training patients, this site takes part with at least {least} "
+            "(disclosure.min_patients in its configuration)"
+        )
 
 
 def find_device(name: str) -> torch.device:

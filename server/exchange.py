@@ -84,6 +84,7 @@ def collect(
             for message in grid.pull_messages([slot.message_id]):
                 _take(slot, message, on_reply)
                 progressed = True
+                break  # one message, one reply: a second one would be handed on twice
         pause = FIRST_PAUSE_S if progressed else min(2 * pause, LONGEST_PAUSE_S)
         if not _worth_waiting(slots, enough):
             break

@@ -186,7 +186,8 @@ class Federation:
         if best.round == self._study.rounds:
             best_state, validation = state, last_validation
         else:
-            best_state = checkpoint.load_state(self._folder, best.round)
+            digest = checkpoint.read_rounds(self._folder, self._progress)[best.round - 1]["state_digest"]
+            best_state = checkpoint.load_state(self._folder, best.round, digest=digest)
             validation = self._evaluate("validation", best_state, threshold=None)
         decision: Decision = decide(validation, self._study)
         validation = with_confusion(validation, decision.threshold)

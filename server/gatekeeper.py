@@ -31,7 +31,7 @@ def screen_train_reply(
     if reply.round != round:
         raise ProtocolError(f"a reply to round {reply.round}, expected round {round}")
     _require_registered_patients(reply.num_patients, manifest.num_patients["train"])
-    _require_same_cohort(reply, manifest)
+    _require_registered_evaluation(reply, manifest)
     require_same_parameters(reply.state, global_state)
     if (name := non_finite_entry(reply.state)) is not None:
         raise ProtocolError(f"{name} holds NaN or infinite numbers, expected finite ones")
@@ -45,12 +45,16 @@ def _require_registered_patients(found: tuple[int, int], registered: tuple[int, 
         raise ProtocolError(f"trained on {sum(found)} patients {found}, registered {sum(registered)} {registered}")
 
 
-def _require_same_cohort(reply: TrainReply, manifest: SiteManifest) -> None:
+def _require_registered_evaluation(reply: TrainReply, manifest: SiteManifest) -> None:
     evaluation = reply.evaluation
     if evaluation.split != "validation":
         raise ProtocolError(f"evaluated the {evaluation.split} patients, expected validation")
     if evaluation.cohort_digest != manifest.cohort_digests["validation"]:
         raise ProtocolError("the validation patients are not those registered before the first round")
+    if evaluation.statistics is not None:
+        found, registered = evaluation.statistics.num_patients, manifest.num_patients["validation"]
+        if found != registered:
+            raise ProtocolError(f"counted {found} validation patients, registered {registered}")
 
 
 def outlying_updates(norms: Mapping[str, float], *, max_ratio: float) -> dict[str, str]:

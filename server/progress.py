@@ -4,7 +4,9 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from common.errors import ConfigError
+from pydantic import TypeAdapter, ValidationError
+
+from common.errors import ConfigError, ProtocolError
 from common.model_state import Array, ModelState, decode_state, encode_state, state_digest
 from server.records import RoundRecord
 from server.run_folder import RunFolder, write_atomically, write_json
@@ -49,6 +51,7 @@ class Progress:
     Attributes:
         round: The last finished round; 0 before the first.
         state_digest: SHA-256 of the state after it.
+        study_digest: The study the run was begun with.
         best: The best state among those evaluated so far; the initial state is no candidate.
         quarantined: Sites that are not asked any more, with the reason.
         cohorts: For each site the keyed hashes of its case lists; a site whose lists change is not let in again.
@@ -58,6 +61,7 @@ class Progress:
 
     round: int
     state_digest: str
+    study_digest: str
     best: Candidate | None = None
     quarantined: dict[str, str] = field(default_factory=dict)
     cohorts: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -65,9 +69,12 @@ class Progress:
     num_resumed: int = 0
 
 
+_PROGRESS = TypeAdapter(Progress)
+
+
 def begin(folder: RunFolder, state: ModelState) -> Progress:
     """Commit the initial state as round 0."""
-    progress = Progress(round=0, state_digest=state_digest(state))
+    progress = Progress(round=0, state_digest=state_digest(state), study_digest=folder.read_study().digest)
     write_atomically(folder.state(0), encode_state(state))
     write_atomically(folder.rounds, b"")
     write_json(folder.progress, asdict(progress))
@@ -103,18 +110,22 @@ def resume(folder: RunFolder) -> Progress | None:
     """The progress of a run that was stopped, counted as one more resumption; None if no round was committed.
 
     Raises:
-        ConfigError: If the progress was damaged.
+        ConfigError: If the progress or `rounds.jsonl` was damaged, or the study is another one.
     """
     if not folder.progress.is_file():
         return None
     try:
-        values: dict[str, Any] = json.loads(folder.progress.read_text(encoding="utf-8"))
-        best = values.pop("best")
-        progress = Progress(best=None if best is None else Candidate(**best), **values)
-    except (ValueError, TypeError, KeyError) as error:
+        progress = _PROGRESS.validate_json(folder.progress.read_bytes(), strict=True, extra="forbid")
+    except ValidationError as error:
         raise ConfigError(
-            f"{folder.progress}: unreadable ({type(error).__name__}); restore it from a copy or start the run afresh"
+            f"{folder.progress}: {error.error_count()} faults, expected what the run wrote; "
+            "restore it from a copy or start the run afresh"
         ) from None
+    if folder.read_study().digest != progress.study_digest:
+        raise ConfigError(
+            f"{folder.study}: not the study this run was begun with; restore it, or start another run with the new one"
+        )
+    read_rounds(folder, progress)
     progress = replace(progress, num_resumed=progress.num_resumed + 1)
     write_json(folder.progress, asdict(progress))
     return progress
@@ -134,13 +145,29 @@ def load_state(folder: RunFolder, round: int, *, digest: str | None = None) -> d
     path = folder.state(round)
     if not path.is_file():
         raise ConfigError(f"{path}: absent, expected the model state after round {round}; restore it from a copy")
-    state = decode_state(path.read_bytes(), origin=str(path))
+    try:
+        state = decode_state(path.read_bytes(), origin=str(path))
+    except ProtocolError as error:  # no peer sent it: it lies on the coordinator's own disk
+        raise ConfigError(str(error)) from None
     if digest is not None and state_digest(state) != digest:
         raise ConfigError(f"{path}: its SHA-256 is not the one in progress.json; restore it from a copy")
     return state
 
 
 def read_rounds(folder: RunFolder, progress: Progress) -> list[dict[str, Any]]:
-    """The lines of `rounds.jsonl` up to the last finished round."""
-    lines = folder.rounds.read_bytes()[: progress.rounds_bytes].decode().splitlines()
-    return [json.loads(line) for line in lines]
+    """The lines of `rounds.jsonl` up to the last finished round, the first one of round 1.
+
+    Raises:
+        ConfigError: If the file is absent or was damaged.
+    """
+    try:
+        lines = folder.rounds.read_bytes()[: progress.rounds_bytes].decode().splitlines()
+        rounds: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        whole = [record["round"] for record in rounds] == list(range(1, progress.round + 1))
+    except (OSError, ValueError, TypeError, KeyError):
+        whole = False
+    if not whole:
+        raise ConfigError(
+            f"{folder.rounds}: expected one line for each of {progress.round} rounds; restore it from a copy"
+        )
+    return rounds

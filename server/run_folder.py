@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from common.errors import ConfigError
 from common.study import Study, parse_study
 
@@ -84,12 +86,14 @@ class RunFolder:
     def read_participants(self) -> Participants:
         """The sites of this run; raises ConfigError if the file is absent or was damaged."""
         try:
-            values = json.loads(self.participants.read_text(encoding="utf-8"))
-            return Participants(sites=tuple(values["sites"]), identity=values["identity"], engine=values["engine"])
-        except (OSError, ValueError, KeyError) as error:
+            return _PARTICIPANTS.validate_json(self.participants.read_bytes(), strict=True, extra="forbid")
+        except (OSError, ValidationError) as error:
             raise ConfigError(
                 f"{self.participants}: unreadable ({type(error).__name__}); this run cannot go on, start it afresh"
             ) from None
+
+
+_PARTICIPANTS = TypeAdapter(Participants)
 
 
 def create_run_folder(path: Path, *, study_text: str, participants: Participants) -> RunFolder:
