@@ -142,7 +142,7 @@ def draw_training_loss(rounds: Sequence[RoundLine], *, chosen: int | None) -> Ma
                     [losses[name][round] for round in stretch],
                     color=color,
                     ls=dashes,
-                    lw=1.6,
+                    lw=1.6 if len(shown) <= 6 else 1.0,
                     label=label if number == 0 else None,
                     marker="o" if len(stretch) == 1 else None,
                     ms=4,

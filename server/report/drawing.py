@@ -5,7 +5,6 @@ style that reaches beyond it, no address of any kind, and a title and a descript
 import io
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
 
 import matplotlib
 from markupsafe import Markup
@@ -18,7 +17,7 @@ LINE_COLORS = ("#0067a5", "#c24e00", "#00795a", "#8a4f9e", "#8f6a00", "#3b3f46")
 """Dark enough on white, and told apart by colour-blind eyes (after Okabe and Ito, 2008); lines differ in dashes too."""
 LINE_STYLES = ((0, ()), (0, (5, 2)), (0, (1, 1.4)), (0, (5, 1.5, 1, 1.5)))
 
-_STYLE: Mapping[str, object] = {
+_STYLE: dict[str, object] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 11,
@@ -53,7 +52,7 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width / 72, height / 72), layout="constrained")
 
 
-def style() -> Mapping[str, object]:
+def style() -> dict[str, object]:
     """The look of every figure, for `matplotlib.rc_context`."""
     return _STYLE
 

@@ -29,15 +29,20 @@ def heroes(figures: EvaluationFigures) -> tuple[tuple[Hero, ...], tuple[tuple[st
         Hero(
             "AUC",
             auc,
-            "chance that a patient with necrosis scores higher than one with recurrence; 0.500 is guessing",
+            "Chance that a necrosis scores higher than a recurrence; 0.5 is guessing",
         )
     ]
     at = pooled.at_threshold
     if at is not None:
         counts = at.counts
         for name, estimate, of, meaning in (
-            ("Sensitivity", at.sensitivity, (counts.true_positive, counts.num_necrosis), "of radiation necrosis found"),
-            ("Specificity", at.specificity, (counts.true_negative, counts.num_recurrence), "of recurrence recognised"),
+            ("Sensitivity", at.sensitivity, (counts.true_positive, counts.num_necrosis), "Share of necroses called so"),
+            (
+                "Specificity",
+                at.specificity,
+                (counts.true_negative, counts.num_recurrence),
+                "Share of recurrences called so",
+            ),
         ):
             key = f"test.pooled.{name.lower()}"
             cell = estimate_cell(estimate, notes, counts=_of(*of), key=key, with_bar=True)
@@ -151,7 +156,7 @@ def between_table(figures: EvaluationFigures) -> Table | None:
     rows = [_between_row(name, between, notes) for name, between in measures if between is not None]
     return Table(
         f"Between sites, with {percent_name(figures.confidence)} intervals",
-        ("Figure", "Mean over sites", "A new hospital should expect", "I²", "τ² (logit)", "Sites"),
+        ("Figure", "Mean over sites", "New hospital", "I²", "τ² (logit)", "Sites"),
         tuple(rows),
         notes.pairs(),
     )
@@ -272,7 +277,7 @@ def threshold_table(evaluations: Mapping[str, Evaluated | None]) -> Table | None
 
 
 def confusion_rows(figures: EvaluationFigures) -> tuple[tuple[str, tuple[tuple[int, float, str], ...]], ...]:
-    """Rows of the confusion matrix: the truth, then for each call the count, its share of the row, and the share's text."""
+    """Rows of the confusion matrix: the truth, then the count of each call and its share of the row, also as text."""
     at = figures.pooled.at_threshold
     if at is None:
         return ()

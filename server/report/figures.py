@@ -15,6 +15,7 @@ from server.report.wording import NOT_ESTIMABLE, interval_text, percent_name, sh
 
 SQUARE = (400, 400)
 _NAME_LENGTH = 24
+_NEW_HOSPITAL = "A new hospital"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,11 @@ def draw_roc(roc: Sequence[tuple[float, float, object]], pooled: Figures, *, con
         axes.plot([0, 1], [0, 1], color=SOFT, lw=1, ls=(0, (4, 3)), label="Chance (AUC 0.500)")
         axes.fill_between([x for x, _, _ in roc], [y for _, y, _ in roc], color=BAND, alpha=0.25, lw=0)
         axes.plot(
-            [x for x, _, _ in roc], [y for _, y, _ in roc], color=ACCENT, lw=2, label=f"Pooled (AUC {_value(auc)})"
+            [x for x, _, _ in roc],
+            [y for _, y, _ in roc],
+            color=ACCENT,
+            lw=2,
+            label=f"Pooled (AUC {with_interval(auc)})",
         )
         description = f"Pooled ROC curve on the test patients, AUC {with_interval(auc)}."
         if point is not None and point.sensitivity.value is not None and point.specificity.value is not None:
@@ -137,7 +142,7 @@ def draw_forest(
     lines = [*rows, pooled]
     if between is not None:
         lines.append(ForestRow("Mean over sites", between.mean, 0))
-        lines.append(ForestRow("A new hospital", between.prediction, 0))
+        lines.append(ForestRow(_NEW_HOSPITAL, between.prediction, 0))
     with matplotlib.rc_context(style()):
         figure = new_figure(430, 58 + 27 * len(lines))
         axes = figure.add_subplot(xlim=(-0.03, 1.03), ylim=(len(lines) - 0.4, -0.6))
@@ -158,7 +163,7 @@ def draw_forest(
         axes.spines["left"].set_visible(False)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
         axes.set_title(measure, loc="left", fontsize=12, fontweight="bold")
-        said = "; ".join(f"{line.name}: {_forest_value(line.estimate)}" for line in lines)
+        said = "; ".join(f"{line.name}: {_forest_value(line)}" for line in lines)
         key = "figure-forest-" + measure.lower()
         return svg_of(figure, key=key, title=f"{measure} of every site and of the pool", description=f"{said}.")
 
@@ -178,7 +183,7 @@ def _forest_line(axes: matplotlib.axes.Axes, place: int, line: ForestRow, *, kin
     axes.text(
         1.02,
         place,
-        _forest_value(estimate),
+        _forest_value(line),
         transform=axes.get_yaxis_transform(),
         va="center",
         fontsize=9.5,
@@ -186,12 +191,8 @@ def _forest_line(axes: matplotlib.axes.Axes, place: int, line: ForestRow, *, kin
     )
 
 
-def _forest_value(estimate: Estimate) -> str:
-    return with_interval(estimate)
-
-
-def _value(estimate: Estimate) -> str:
-    return NOT_ESTIMABLE if estimate.value is None else f"{three(estimate.value)} {interval_text(estimate)}"
+def _forest_value(line: ForestRow) -> str:
+    return interval_text(line.estimate) or NOT_ESTIMABLE if line.name == _NEW_HOSPITAL else with_interval(line.estimate)
 
 
 def forest_rows(per_site: Mapping[str, Figures], measure: str) -> list[ForestRow]:

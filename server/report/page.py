@@ -26,9 +26,11 @@ from server.report.figures import ForestRow, draw_calibration, draw_forest, draw
 from server.report.participation import Absence, Grid, absences, participation_grid
 from server.report.reading import Evaluated, EvaluationFigures, Record, RoundLine
 from server.report.run_tables import (
+    case_lists_table,
     cohort_table,
     contribution_table,
     identity_table,
+    milestones_table,
     rounds_table,
     settings_tables,
     versions_table,
@@ -82,6 +84,8 @@ class TrainingPart:
 
     curves: tuple[Markup, ...]
     remark: str
+    choice: str
+    milestones: Table
     rounds: Table
 
 
@@ -92,6 +96,7 @@ class Page:
     record: Record
     outcome_sign: str
     outcome_words: str
+    outcome_remark: str
     problems: tuple[str, ...]
     more_problems: int
     facts: tuple[Fact, ...]
@@ -106,6 +111,7 @@ class Page:
     cohorts: Table | None
     run_facts: tuple[Fact, ...]
     identity: Table
+    case_lists: Table | None
     versions: Table
     settings: tuple[Table, ...]
     interval: str
@@ -125,6 +131,7 @@ def page_of(record: Record, rounds: Sequence[RoundLine]) -> Page:
         record=record,
         outcome_sign=OUTCOME_SIGNS[record.outcome],
         outcome_words=_outcome_words(record),
+        outcome_remark=_outcome_remark(test),
         problems=tuple(record.problems[:MAX_PROBLEMS_ON_TOP]),
         more_problems=max(0, len(record.problems) - MAX_PROBLEMS_ON_TOP),
         facts=_facts(record),
@@ -139,6 +146,7 @@ def page_of(record: Record, rounds: Sequence[RoundLine]) -> Page:
         cohorts=cohort_table(record) if record.sites else None,
         run_facts=_run_facts(record, rounds),
         identity=identity_table(record),
+        case_lists=case_lists_table(record) if record.sites else None,
         versions=versions_table(record),
         settings=settings_tables(record.study),
         interval={"wilson": "Wilson", "clopper-pearson": "Clopper–Pearson"}[spec.interval],
@@ -155,7 +163,27 @@ def _outcome_words(record: Record) -> str:
         case "DEGRADED":
             return f"There is a result, but not every one of the {sites} took part throughout the {rounds}:"
         case "INVALID":
-            return f"There is no result. The run ended after {rounds}:"
+            when = f"after {rounds}" if record.rounds_done else "before its first round was done"
+            return f"There is no result. The run ended {when}:"
+
+
+def _outcome_remark(test: Evaluated | None) -> str:
+    """What a reader of a run with a result must know before the figures: who is not in them."""
+    if test is None or not test.missing:
+        return ""
+    number = count(len(test.missing), "site")
+    if test.figures is None:
+        return f"No pooled test figure could be formed; the counts of {number} are missing."
+    return f"The pooled test figures are without {number}, named below with the reason."
+
+
+def _choice(record: Record) -> str:
+    if record.selection is None:
+        return ""
+    best = record.selection.best
+    if best.loss is None:
+        return f"No state has a pooled validation result, so the last one was kept: that after round {best.round}."
+    return f"Chosen: the state after round {best.round} ({record.selection.rule})."
 
 
 def _facts(record: Record) -> tuple[Fact, ...]:
@@ -245,7 +273,8 @@ def _forests(figures: EvaluationFigures) -> tuple[Markup, ...]:
     drawn = []
     for title, measure, between, chance in measures:
         pooled = estimate_of(figures.pooled, measure)
-        if pooled is not None:
+        estimates = [pooled, *(estimate_of(figures_of_site, measure) for figures_of_site in figures.per_site.values())]
+        if pooled is not None and any(each is not None and each.value is not None for each in estimates):
             patients = figures.pooled.num_recurrence + figures.pooled.num_necrosis
             rows = forest_rows(figures.per_site, measure)
             whole = ForestRow("All patients pooled", pooled, patients)
@@ -272,24 +301,32 @@ def _training_part(record: Record, rounds: Sequence[RoundLine]) -> TrainingPart:
     curves.append(draw_training_loss(rounds, chosen=chosen))
     reasons = {state.validation.not_pooled for state in states if state.validation.not_pooled}
     remark = f"States without a pooled figure: {'; '.join(sorted(reasons))}." if reasons else ""
-    return TrainingPart(tuple(curves), remark, rounds_table(states, rounds, chosen=chosen))
+    return TrainingPart(
+        tuple(curves),
+        remark,
+        _choice(record),
+        milestones_table(states, chosen=chosen),
+        rounds_table(states, rounds, chosen=chosen),
+    )
 
 
 def _run_facts(record: Record, rounds: Sequence[RoundLine]) -> tuple[Fact, ...]:
-    replies = [site for line in rounds for site in line.sites.values()]
     facts = [
         Fact("Engine", record.engine),
         Fact("First round began", moment(record.started_at) if record.started_at else "never"),
         Fact("Ended", moment(record.finished_at)),
-        Fact("Time in rounds", duration(sum(line.seconds for line in rounds)) if rounds else "none"),
-        Fact("Time of all sites together", duration(sum(sum(s.seconds) for s in replies if s.seconds is not None))),
-        Fact("Model states received", size(sum(site.received_bytes or 0 for site in replies))),
         Fact("Continued after a stop", {0: "never", 1: "once"}.get(record.num_resumed, f"{record.num_resumed} times")),
         Fact("Seed", str(record.study.seed)),
     ]
     if rounds:
+        replies = [site for line in rounds for site in line.sites.values()]
         weights = " and ".join(three(weight) for weight in rounds[-1].class_weights)
-        facts.append(Fact("Loss weights of recurrence and necrosis, last round", weights))
+        facts += [
+            Fact("Time in rounds", duration(sum(line.seconds for line in rounds))),
+            Fact("Time of all sites together", duration(sum(sum(site.seconds) for site in replies if site.seconds))),
+            Fact("Model states received", size(sum(site.received_bytes or 0 for site in replies))),
+            Fact("Loss weights of recurrence and necrosis, last round", weights),
+        ]
     if record.selection is not None:
         facts.append(Fact("Selection of the model", record.selection.rule))
     return tuple(facts)

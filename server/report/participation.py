@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from server.records import SiteStatus
 from server.report.reading import Record, RoundLine
-from server.report.wording import ranges
+from server.report.wording import ranges, shortened
 
 MAX_CELLS = 100
 BLOCK = 25
+NAME_LENGTH = 26
 
 SIGNS: dict[SiteStatus, str] = {"accepted": "•", "refused": "×", "failed": "!", "absent": "–", "quarantined": "Q"}
 MEANINGS: dict[SiteStatus, str] = {
@@ -37,7 +38,7 @@ class GridBlock:
 
     Attributes:
         columns: Number of the last round of each column where it is written; else empty.
-        rows: Each site with its cells.
+        rows: Each site, its name shortened, with its cells.
     """
 
     columns: tuple[str, ...]
@@ -72,7 +73,7 @@ def participation_grid(record: Record, rounds: Sequence[RoundLine]) -> Grid:
     for start in range(0, len(stretches), BLOCK):
         part = stretches[start : start + BLOCK]
         numbers = tuple(_column_number(stretch, start + place, per_cell) for place, stretch in enumerate(part))
-        rows = tuple((site, tuple(_cell(site, stretch) for stretch in part)) for site in sites)
+        rows = tuple((shortened(site, NAME_LENGTH), tuple(_cell(site, stretch) for stretch in part)) for site in sites)
         blocks.append(GridBlock(numbers, rows))
     seen = {cell.status for block in blocks for _, cells in block.rows for cell in cells}
     legend = tuple((status, sign, MEANINGS[status]) for status, sign in SIGNS.items() if status in seen)
@@ -86,7 +87,7 @@ def _column_number(stretch: Sequence[RoundLine], place: int, per_cell: int) -> s
 
 def _cell(site: str, stretch: Sequence[RoundLine]) -> GridCell:
     statuses: list[SiteStatus] = [line.sites[site].status if site in line.sites else "absent" for line in stretch]
-    others = Counter(status for status in statuses if status != "accepted")
+    others: Counter[SiteStatus] = Counter(status for status in statuses if status != "accepted")
     status: SiteStatus = others.most_common(1)[0][0] if others else "accepted"
     rounds = ranges([line.round for line in stretch])
     words = f"{site}, round{'s' if len(stretch) > 1 else ''} {rounds}: {status}"

@@ -1,8 +1,6 @@
 """Reads what a run left behind: `record.json` and `rounds.jsonl`, as typed values or a clear error."""
 
-import json
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -203,24 +201,6 @@ def read_round_lines(folder: RunFolder, *, at_most: int | None = None) -> list[R
             "restore it from a copy"
         )
     return rounds
-
-
-def read_json(folder: RunFolder, name: str) -> Mapping[str, Any] | None:
-    """A small file of the run that may not be there yet; None if it is not.
-
-    Raises:
-        ConfigError: If it is damaged.
-    """
-    path = folder.path / name
-    if not path.is_file():
-        return None
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: unreadable ({type(error).__name__}); restore it from a copy") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: holds {type(values).__name__}, expected named values; restore it from a copy")
-    return values
 
 
 def _require_folder(folder: RunFolder) -> None:

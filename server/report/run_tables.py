@@ -1,7 +1,6 @@
 """Tables about the run: what each site brought, the cohorts, the rounds, settings, hashes and versions."""
 
 from collections.abc import Iterable, Sequence
-from typing import get_args
 
 from pydantic import BaseModel
 
@@ -110,6 +109,33 @@ def _contribution_row(name: str, record: Record, rounds: Sequence[RoundLine], we
     )
 
 
+def milestones_table(states: Sequence[ValidatedState], *, chosen: int | None) -> Table:
+    """Pooled validation of the untrained model, of the chosen one and of the last one."""
+    by_round = {state.round: state for state in states}
+    names = {states[-1].round: "last"} | {0: "untrained"} | ({} if chosen is None else {chosen: "chosen"})
+    rows = []
+    for round in sorted(names.keys() & by_round.keys()):
+        state = by_round[round]
+        loss = state.validation.loss
+        cells = (
+            Cell(str(state.num_patients) if state.num_patients else "–"),
+            _auc_cell(state),
+            Cell("–" if loss is None else three(loss)),
+        )
+        rows.append(Row(Cell(f"{round}, {names[round]}"), cells, strong=round == chosen))
+    header = ("After round", "Patients", "Validation AUC", "Loss (nats)")
+    return Table("Pooled validation, where the model was chosen", header, tuple(rows))
+
+
+def _auc_cell(state: ValidatedState) -> Cell:
+    auc = state.validation.auc
+    if auc is None or auc.value is None:
+        return Cell("–")
+    if auc.low is None or auc.high is None:
+        return Cell(three(auc.value), "no interval")
+    return Cell(three(auc.value), f"[{three(auc.low)}, {three(auc.high)}]")
+
+
 def rounds_table(states: Sequence[ValidatedState], rounds: Sequence[RoundLine], *, chosen: int | None) -> Table:
     """The figures behind the training curves; a long run is thinned out."""
     step = max(1, -(-len(states) // MAX_ROUND_ROWS))
@@ -125,12 +151,7 @@ def rounds_table(states: Sequence[ValidatedState], rounds: Sequence[RoundLine], 
                 Cell(f"{state.round}" + (" (chosen)" if state.round == chosen else "")),
                 (
                     Cell(str(state.num_patients) if state.num_patients else "–"),
-                    Cell(
-                        "–" if auc is None or auc.value is None else three(auc.value),
-                        ""
-                        if auc is None or auc.low is None or auc.high is None
-                        else f"[{three(auc.low)}, {three(auc.high)}]",
-                    ),
+                    _auc_cell(state),
                     Cell("–" if auc is None or auc.bin_error is None else three(auc.bin_error)),
                     Cell("–" if state.validation.loss is None else three(state.validation.loss)),
                     Cell("–" if line is None else f"{len(line.sites) - missing}/{len(line.sites)}"),
@@ -209,12 +230,17 @@ def identity_table(record: Record) -> Table:
     for name, model in (record.models or {}).items():
         label = f"{name.capitalize()} model, round {model.round}: {model.file}, SHA-256"
         rows.append(Row(Cell(label), (Cell(model.sha256, words=True, code=True),)))
-    for name, site in sorted(record.sites.items()):
-        for split in get_args(Split):
-            if split in site.cohort_digests:
-                label = f"Case list of {name}, {_SPLIT_WORDS[split]}, keyed hash"
-                rows.append(Row(Cell(label), (Cell(site.cohort_digests[split], words=True, code=True),)))
     return Table("Hashes", ("Of what", "Hash"), tuple(rows), words=True)
+
+
+def case_lists_table(record: Record) -> Table:
+    """Beginnings of the keyed hashes of every site's case lists: equal hashes, equal patients."""
+    rows = [
+        Row(Cell(name), tuple(Cell(site.cohort_digests[split][:16], words=True, code=True) for split in SPLITS))
+        for name, site in sorted(record.sites.items())
+    ]
+    header = ("Site", *(_SPLIT_WORDS[split].capitalize() for split in SPLITS))
+    return Table("Case lists, first 16 digits of their keyed hashes", header, tuple(rows), words=True)
 
 
 def versions_table(record: Record) -> Table:

@@ -62,6 +62,12 @@ class Table:
     notes: tuple[tuple[str, str], ...] = ()
     words: bool = False
 
+    @property
+    def word_columns(self) -> frozenset[int]:
+        """Columns that hold words in every row, the rows' headings being column 0."""
+        columns = zip(*(row.cells for row in self.rows if len(row.cells) == len(self.header) - 1), strict=True)
+        return frozenset(place for place, cells in enumerate(columns, start=1) if all(cell.words for cell in cells))
+
 
 @dataclass
 class Notes:

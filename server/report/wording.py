@@ -95,7 +95,7 @@ def moment(text: str) -> str:
 
 def counts_by_name(counts: Mapping[str, int], words: Mapping[str, str]) -> str:
     """Counts that are not 0, each with its name; "none" where all are."""
-    parts = [f"{words.get(name, name)} {number}" for name, number in counts.items() if number]
+    parts = [f"{words.get(name, name)}: {number}" for name, number in counts.items() if number]
     return ", ".join(parts) if parts else "none"
 
 
