@@ -6,7 +6,6 @@ import torch
 from monai.networks.nets.resnet import resnet10
 from torch import nn
 
-from common.errors import ConfigError
 from common.model_state import Array, ModelState, require_same_parameters
 from common.study import ModelSpec
 
@@ -23,9 +22,6 @@ def build_model(spec: ModelSpec, *, num_sequences: int, generator: torch.Generat
         spec: Architecture, normalisation and width.
         num_sequences: Channels of the input.
         generator: Source of the initial weights; without one they come from torch's global generator.
-
-    Raises:
-        ConfigError: If the groups do not divide the channels of every layer.
     """
     with torch.random.fork_rng(devices=[], enabled=generator is not None):
         if generator is not None:
@@ -46,11 +42,6 @@ def build_model(spec: ModelSpec, *, num_sequences: int, generator: torch.Generat
 def _replace_batch_norm(module: nn.Module, num_groups: int) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm3d):
-            if child.num_features % num_groups:
-                raise ConfigError(
-                    f"model: {num_groups} groups do not divide the {child.num_features} channels of a layer; "
-                    "choose num_groups and width so that they do"
-                )
             setattr(module, name, nn.GroupNorm(num_groups, child.num_features))
         else:
             _replace_batch_norm(child, num_groups)

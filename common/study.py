@@ -59,6 +59,16 @@ class ModelSpec(Settings):
     width: float = Field(default=1.0, gt=0, le=2, description="factor on the number of channels of every layer")
     stem_stride: Literal[1, 2] = Field(default=2, description="stride of the first convolution: 1 or 2")
 
+    @model_validator(mode="after")
+    def _groups_fit(self) -> "ModelSpec":
+        channels = [int(stage * self.width) for stage in (64, 128, 256, 512)]
+        if self.norm == "group" and any(count % self.num_groups or not count for count in channels):
+            raise ValueError(
+                f"{self.num_groups} groups do not divide the layers' channels {channels}, which follow from width "
+                f"{self.width:g}; choose num_groups and width so that they do"
+            )
+        return self
+
 
 class TrainingSpec(Settings):
     """What a site does with the global model in a round."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from client.config import SiteConfig, read_site_config
 from client.prepare import prepare_site
+from client.site import require_allowed
 from common.errors import ConfigError, GliornError, list_of_faults
 from common.study import Study
 from server.run_folder import Participants, RunFolder, create_run_folder
@@ -95,7 +96,7 @@ def prepare_sites(
             on_exam(name, done, total)
 
         try:
-            prepare_site(config, study, workers=workers, on_exam=report)
+            require_allowed(config, study, prepare_site(config, study, workers=workers, on_exam=report))
         except GliornError as error:
             faults.append(str(error))
     if faults:

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
-from common.errors import ConfigError, ProtocolError
+from common.errors import ProtocolError
 from common.model import build_model, get_state, initial_state, set_state
 from common.model_state import state_digest
 from common.study import ModelSpec
@@ -67,8 +68,8 @@ def test_stem_stride_of_one_doubles_the_resolution_behind_the_stem() -> None:
 
 
 def test_groups_that_do_not_divide_the_channels_are_refused() -> None:
-    with pytest.raises(ConfigError, match="3 groups do not divide the 8 channels of a layer; choose num_groups"):
-        build_model(ModelSpec(width=0.125, num_groups=3), num_sequences=3)
+    with pytest.raises(ValidationError, match=r"3 groups do not divide the layers' channels \[8, 16, 32, 64\]"):
+        ModelSpec(width=0.125, num_groups=3)
 
 
 def test_initial_state_is_a_function_of_the_seed_alone() -> None:
