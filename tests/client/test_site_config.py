@@ -23,7 +23,7 @@ def test_defaults_are_the_documented_ones() -> None:
 
 
 def test_the_commented_example_can_be_read() -> None:
-    text = Path("site_configs/example.yaml").read_text()
+    text = (Path(__file__).parents[2] / "site_configs" / "example.yaml").read_text()
 
     config = parse_site_config(text, origin="example.yaml")
 
