@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from common.errors import DataError
 
@@ -115,7 +116,7 @@ def _image(data: bytes, name: str) -> nibabel.Nifti1Image:
     kind = nibabel.Nifti2Image if data[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nibabel.Nifti1Image
     try:
         return kind.from_bytes(data)
-    except (ImageFileError, HeaderDataError, ValueError, OSError) as error:
+    except (ImageFileError, HeaderDataError, WrapStructError, ValueError, OSError) as error:
         reason = str(error) or type(error).__name__
         raise DataError(f"{name}: is not a readable NIfTI file ({reason}); export it again") from None
 
