@@ -67,6 +67,7 @@ class Federation:
         Raises:
             QuorumError: If too few sites took part in a round or in the test; the record then says INVALID.
         """
+        self._folder.record.unlink(missing_ok=True)  # of an end that is none any more
         try:
             self._join()
             state: State = checkpoint.load_state(self._folder, self._progress.round, digest=self._progress.state_digest)
@@ -75,6 +76,7 @@ class Federation:
             final = self._evaluate_final(state)
         except QuorumError as error:
             self._record(None, error=str(error))
+            self._begin("finished", [])
             raise
         outcome = self._record(final, error=None)
         self._begin("finished", [])

@@ -54,7 +54,9 @@ def pool_evaluations(evaluations: Mapping[str, Evaluation], *, missing: Mapping[
     per_site = {site: e.statistics for site, e in sorted(evaluations.items()) if e.statistics is not None}
     missing = dict(missing) | {site: WITHHELD_REASONS[e.withheld] for site, e in evaluations.items() if e.withheld}
     least = study.evaluation.min_pooled_sites
-    reason = "" if len(per_site) >= least else f"{len(per_site)} sites show their counts, the study asks for {least}"
+    reason = (
+        "" if len(per_site) >= least else f"the counts of {len(per_site)} of the {least} sites that the study asks for"
+    )
     return Pool(per_site, dict(sorted(missing.items())), reason, tuple(sorted(evaluations)))
 
 

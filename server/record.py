@@ -17,7 +17,7 @@ from common.tasks import SiteManifest
 from server.decision import Decision
 from server.pooling import Pool
 from server.progress import Candidate, Progress, read_rounds
-from server.records import missing_sites
+from server.records import missing_sites, ranges
 from server.run_folder import RunFolder, write_atomically, write_json
 
 SCHEMA = 1
@@ -115,7 +115,10 @@ def _problems(
 ) -> list[str]:
     problems = [] if error is None else [error]
     for site, reasons in sorted(participation.items()):
-        problems += [f"{site} was not in {_rounds(numbers)}: {reason}" for reason, numbers in reasons.items()]
+        problems += [
+            f"{site} was not in round{'s' if len(numbers) > 1 else ''} {ranges(numbers)}: {reason}"
+            for reason, numbers in reasons.items()
+        ]
     for site, reason in sorted(not_joined.items()):
         if site not in participation:
             problems.append(f"{site} did not join: {reason}")
@@ -124,14 +127,6 @@ def _problems(
             if site not in pool.answered:
                 problems.append(f"{site} is not in the {split} figures: {reason}")
     return problems
-
-
-def _rounds(numbers: list[int]) -> str:
-    if len(numbers) == 1:
-        return f"round {numbers[0]}"
-    if numbers == list(range(numbers[0], numbers[-1] + 1)):
-        return f"rounds {numbers[0]}–{numbers[-1]}"
-    return "rounds " + ", ".join(str(number) for number in numbers)
 
 
 def _manifest_values(manifest: SiteManifest) -> dict[str, Any]:

@@ -70,3 +70,14 @@ def missing_sites(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, li
                 reason = f"{site['status']}: {site['reason']}" if site["reason"] else site["status"]
                 missing.setdefault(name, {}).setdefault(reason, []).append(record["round"])
     return missing
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Whole numbers in short: 1–4, 7, 9–12."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return ", ".join(str(low) if low == high else f"{low}–{high}" for low, high in runs)

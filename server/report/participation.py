@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from server.records import SiteStatus
+from server.records import SiteStatus, ranges
 from server.report.reading import Record, RoundLine
-from server.report.wording import ranges, shortened
+from server.report.wording import shortened
 
 MAX_CELLS = 100
 BLOCK = 25

@@ -62,7 +62,7 @@ def test_without_a_pooled_result_there_is_no_threshold_and_it_is_said_why() -> N
     decision = decide(pool(min_pooled_sites=2), study())
 
     assert decision.threshold is None
-    assert decision.reason == "no pooled validation result: 1 sites show their counts, the study asks for 2"
+    assert decision.reason == "no pooled validation result: the counts of 1 of the 2 sites that the study asks for"
 
 
 def test_without_a_patient_of_the_class_a_rule_needs_there_is_no_threshold_and_it_is_said_why() -> None:

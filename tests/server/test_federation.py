@@ -273,7 +273,7 @@ def test_too_few_sites_that_show_their_counts_give_no_pooled_figure_and_no_thres
 
     run = run_federation(tmp_path / "run", study_text(evaluation={"min_pooled_sites": 2}), {"a": hospitals["a"]} | few)
 
-    why = "1 sites show their counts, the study asks for 2"
+    why = "the counts of 1 of the 2 sites that the study asks for"
     record = run.record
     assert record["outcome"] == "COMPLETE"
     assert record["operating_point"]["threshold"] is None

@@ -69,7 +69,7 @@ def test_too_few_sites_form_no_pooled_figure_and_it_is_said_why() -> None:
     values = summary(pool, study=study(2))
 
     assert pool.total is None
-    assert values["not_pooled"] == "1 sites show their counts, the study asks for 2"
+    assert values["not_pooled"] == "the counts of 1 of the 2 sites that the study asks for"
     assert (values["num_patients"], values["loss"], values["auc"]) == (None, None, None)
     assert candidate(4, values).loss is None
 

@@ -14,10 +14,11 @@ from client.app import app as client_app
 from common.errors import ConfigError
 from common.tasks import Split
 from server.federation import Federation
+from server.records import ranges
 from server.report import write_report
 from server.report.participation import participation_grid
 from server.report.reading import read_record, read_round_lines
-from server.report.wording import duration, ranges, shortened, three, threshold_text
+from server.report.wording import duration, shortened, three, threshold_text
 from server.run_folder import Participants, RunFolder, create_run_folder
 from simulations.engines.in_process import InProcessGrid
 from tests.server.invented_runs import InventedSite, write_invented_run
@@ -261,7 +262,7 @@ def test_a_run_without_any_round_says_so(runs: Mapping[str, RunFolder]) -> None:
 def test_a_run_without_pooled_figures_says_why_and_who(runs: Mapping[str, RunFolder]) -> None:
     text = parsed(runs["not-pooled"]).text
 
-    assert "No pooled figure was formed: 1 sites show their counts, the study asks for 3." in text
+    assert "No pooled figure was formed: the counts of 1 of the 3 sites that the study asks for." in text
     assert "b – withheld" in text
     assert "No state has a pooled validation result, so the last one was kept" in text
 
