@@ -11,6 +11,9 @@ from rich.console import Console
 
 from common.errors import GliornError
 
+LOG_WIDTH = 140
+"""Characters in a line where no terminal says how many fit."""
+
 DESCRIPTION = """\
 Hospitals on this machine train a 3D ResNet10 together and are evaluated together. Without arguments: phantom
 hospitals A to E are made, five sites train by FedAvg, and a report is written. Research use only."""
@@ -24,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     console = Console(stderr=arguments.json, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = LOG_WIDTH
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     try:
         return int(arguments.run(arguments, console))

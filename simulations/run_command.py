@@ -157,9 +157,10 @@ def _sum_up(record: Mapping[str, Any], folder: RunFolder, console: Console, *, a
         console.print(result_table(record))
         if test is not None:
             auc = test["pooled"]["auc"]
-            console.print(
-                f"Pooled test AUC {interval(auc['estimate'])}; binning changes it by at most {auc['bin_error']}."
+            bins = (
+                "" if auc["bin_error"] is None else f"; counting in bins changes it by at most {auc['bin_error']:.4f}"
             )
+            console.print(f"Pooled test AUC {interval(auc['estimate'])}{bins}.")
         summary["test"] = None if test is None else test["pooled"]
     console.print(f"{record['notice']}\nReport: {folder.report}")
     if as_json:
