@@ -193,7 +193,7 @@ def test_penalty_is_half_mu_times_the_squared_distance() -> None:
 
     penalty = proximal_penalty(0.1, {"weight": torch.zeros(1, 2)})(network)
 
-    assert float(penalty) == pytest.approx(0.5 * 0.1 * 25)
+    assert penalty.item() == pytest.approx(0.5 * 0.1 * 25)
 
 
 def test_buffers_of_batch_norm_are_not_pulled() -> None:
@@ -203,7 +203,7 @@ def test_buffers_of_batch_norm_are_not_pulled() -> None:
         if isinstance(norm, nn.BatchNorm3d) and norm.running_mean is not None:
             norm.running_mean += 100.0
 
-    assert float(proximal_penalty(1.0, reference)(network)) == 0.0
+    assert proximal_penalty(1.0, reference)(network).item() == 0.0
 
 
 def test_pull_keeps_a_site_near_the_global_model_and_out_of_the_loss_it_reports() -> None:
@@ -252,7 +252,7 @@ def test_loss_of_a_batch_is_the_mean_by_class_weight() -> None:
 
     each = functional.cross_entropy(logits, patients.labels, reduction="none")
     weights = torch.tensor([0.5, 2.0])[patients.labels]
-    assert outcome.mean_loss == pytest.approx(float((weights * each).sum() / weights.sum()), rel=1e-5)
+    assert outcome.mean_loss == pytest.approx(((weights * each).sum() / weights.sum()).item(), rel=1e-5)
 
 
 def test_loss_that_is_not_finite_ends_the_round_with_advice() -> None:

@@ -166,6 +166,8 @@ OTHER_VALUES: dict[str, object] = {
     "preprocessing.crop": "head",
     "preprocessing.missing_sequence": "zero_fill",
     "model.norm": "batch",
+    "model.num_groups": 2,
+    "model.width": 0.25,
     "model.stem_stride": 1,
     "training.optimizer": "sgd",
     "training.schedule": "constant",

@@ -14,7 +14,7 @@ from tests.tiny_hospitals import study_text
 
 STUDY = study_text(
     rounds=3,
-    participation={"join_timeout_s": 10},
+    participation={"join_timeout_s": 1},
     training={"optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.02, "keep_optimizer_state": True},
 )
 SPLITS = (("train", 4, 3), ("validation", 2, 2), ("test", 2, 2))
