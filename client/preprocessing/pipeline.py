@@ -13,7 +13,7 @@ from client.preprocessing.volume import FloatArray, Point, Volume, read_volume
 from common.errors import DataError
 from common.study import PreprocessingSpec, Sequence
 
-PREPROCESSING_VERSION = 2
+PREPROCESSING_VERSION = 3
 """Raised with every change that alters a prepared array, so that no cache serves an old one."""
 
 CentreSource = Literal["point", "mask", "enhancement", "t1ce", "head"]
@@ -97,10 +97,12 @@ def _centre(
         return _head_centre(heads), "head"
     if spec.crop == "lesion" and files.lesion_point is not None:
         point = np.array(files.lesion_point)
-        _require_inside(point, volumes, files.name)
+        _require_inside(point, volumes, f"{files.name}: the lesion's point")
         return point, "point"
     if spec.crop == "lesion" and files.lesion_mask is not None:
-        return _mask_centroid(files.lesion_mask, name=f"{files.name}: lesion_mask"), "mask"
+        centroid = _mask_centroid(files.lesion_mask, name=f"{files.name}: lesion_mask")
+        _require_inside(centroid, volumes, f"{files.name}: the middle of lesion_mask")
+        return centroid, "mask"
     if "t1" in heads and "t1ce" in heads:
         return propose_centre(heads["t1ce"], heads["t1"]), "enhancement"
     if spec.missing_sequence == "zero_fill":
@@ -118,17 +120,17 @@ def _head_centre(heads: Mapping[Sequence, Head]) -> Point:
     return next(heads[sequence] for sequence in order if sequence in heads).box_centre
 
 
-def _require_inside(point: Point, volumes: Mapping[Sequence, Volume], name: str) -> None:
+def _require_inside(point: Point, volumes: Mapping[Sequence, Volume], what: str) -> None:
     for volume in volumes.values():
         indices = volume.to_indices(point)
         if (indices > -1).all() and (indices < np.array(volume.shape)).all():
             return
     raise DataError(
-        f"{name}: the lesion's point {[float(round(mm, 1)) for mm in point]} lies outside every volume; expected "
+        f"{what} {[float(round(mm, 1)) for mm in point]} lies outside every volume; expected "
         "world mm in RAS (x grows to the patient's right; a point in LPS has the other sign in x and y)"
     )
 
 
 def _mask_centroid(data: bytes, *, name: str) -> Point:
-    mask = read_volume(data, name=name)
-    return mask.to_world(np.argwhere(mask.values > 0.5).mean(axis=0))
+    mask = read_volume(data, name=name)  # refuses one that is the same everywhere, so an empty one too
+    return mask.to_world(np.argwhere(mask.values != 0).mean(axis=0))

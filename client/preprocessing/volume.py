@@ -74,18 +74,18 @@ def read_volume(data: bytes, *, name: str) -> Volume:
         DataError: The file is damaged, not a single 3D volume of real numbers, or says no clear place in the world.
     """
     image = _image(_plain(data, name), name)
-    affine = _affine(image, name)
-    if image.get_data_dtype().kind not in "iuf":
-        raise DataError(
-            f"{name}: voxels are of type {image.get_data_dtype()} (colour or complex), expected plain numbers; "
-            "export the grey-scale volume"
-        )
     if len(image.shape) > 3 and image.shape[3:] == (1,) * (len(image.shape) - 3):
         image = image.slicer[(..., *(0,) * (len(image.shape) - 3))]
     if len(image.shape) != 3 or min(image.shape) < MIN_VOXELS:
         raise DataError(
             f"{name}: has shape {image.shape}, expected one 3D volume of at least {MIN_VOXELS} voxels along each "
             "axis; export a single volume"
+        )
+    affine = _affine(image, name)
+    if image.get_data_dtype().kind not in "iuf":
+        raise DataError(
+            f"{name}: voxels are of type {image.get_data_dtype()} (colour or complex), expected plain numbers; "
+            "export the grey-scale volume"
         )
     try:
         values: FloatArray = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))

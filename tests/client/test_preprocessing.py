@@ -185,6 +185,38 @@ def test_a_mask_gives_the_centre_in_world_coordinates() -> None:
     assert exam.centre == pytest.approx(LESION, abs=0.5)
 
 
+def test_every_value_of_a_mask_but_zero_is_the_lesion() -> None:
+    values = np.zeros((50, 50, 50), dtype=np.float32)
+    values[30, 26, 25] = 0.25
+    data = nifti(scanned(PLAIN, (50, 50, 50)).astype(np.float32), PLAIN)
+
+    exam = prepare_exam(ExamFiles("e", {"t1": data}, lesion_mask=nifti(values, PLAIN)), SPEC, ("t1",))
+
+    assert exam.centre == pytest.approx(((30 - 24.5) * 4, (26 - 24.5) * 4, (25 - 24.5) * 4))
+
+
+@pytest.mark.parametrize(
+    ("marked", "affine", "message"),
+    [
+        pytest.param((), PLAIN, "patient 7: lesion_mask: every voxel is 0", id="empty"),
+        pytest.param(
+            (30, 26, 25),
+            centred(spaced(4, 4, 4), (50, 50, 50), (0, 400, 0)),
+            r"patient 7: the middle of lesion_mask \[22.0, 406.0, 2.0\] lies outside every volume",
+            id="in another space",
+        ),
+    ],
+)
+def test_an_unfit_mask_is_refused(marked: tuple[int, ...], affine: Array, message: str) -> None:
+    values = np.zeros((50, 50, 50), dtype=np.float32)
+    if marked:
+        values[marked] = 1
+    data = nifti(scanned(PLAIN, (50, 50, 50)).astype(np.float32), PLAIN)
+
+    with pytest.raises(DataError, match=message):
+        prepare_exam(ExamFiles("patient 7", {"t1": data}, lesion_mask=nifti(values, affine)), SPEC, ("t1",))
+
+
 def test_a_point_outside_every_volume_is_refused() -> None:
     data = nifti(scanned(PLAIN, (50, 50, 50)).astype(np.float32), PLAIN)
 
@@ -257,6 +289,14 @@ def _disagreeing(values: npt.NDArray[np.float32]) -> bytes:
     return data
 
 
+def _placed_slice(values: npt.NDArray[np.float32]) -> bytes:
+    image = nibabel.Nifti1Image(values[..., 0], PLAIN)
+    image.set_qform(PLAIN, code=1)
+    image.set_sform(PLAIN, code=1)
+    data: bytes = image.to_bytes()
+    return data
+
+
 def _singular(values: npt.NDArray[np.float32]) -> bytes:
     data = bytearray(nifti(values, PLAIN))
     data[SROW_Z : SROW_Z + 16] = data[SROW_Y : SROW_Y + 16]
@@ -286,6 +326,7 @@ def _colour(values: npt.NDArray[np.float32]) -> bytes:
         pytest.param(lambda v: nifti(v * 0 + 3, PLAIN), "every voxel is 3", id="constant"),
         pytest.param(lambda v: nifti(np.stack([v, v], -1), PLAIN), "expected one 3D volume", id="4D"),
         pytest.param(lambda v: nifti(v[..., 0], PLAIN), "expected one 3D volume", id="2D"),
+        pytest.param(_placed_slice, "expected one 3D volume", id="2D with sform and qform"),
         pytest.param(_colour, "colour or complex", id="RGB"),
         pytest.param(lambda v: nifti(v.astype(np.complex64), PLAIN), "colour or complex", id="complex"),
         pytest.param(_without_codes, "codes are both 0", id="no codes"),
