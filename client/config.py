@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +33,10 @@ class DisclosureSpec(Settings):
 
     min_patients: int = Field(default=10, ge=1, description="training patients below which this site takes no part")
     min_cell: int = Field(
-        default=5, ge=0, description="a class with fewer patients than this is not shown in any count"
+        default=5,
+        ge=0,
+        description="a split with a class of fewer patients than this is evaluated in silence: histograms, confusion "
+        "and sums are withheld; the numbers of patients by class and split are always told",
     )
     max_bins: int = Field(
         default=32, ge=8, le=1024, description="finest score histogram that this site shows, 8 to 1024"
@@ -60,7 +64,7 @@ class ServerSpec(Settings):
 
 
 class SiteConfig(Settings):
-    """Everything one hospital decides for itself. It never leaves the hospital."""
+    """Everything one hospital decides for itself. Its name, device kind and threads alone leave it."""
 
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9-]{0,62}$",
@@ -137,54 +141,82 @@ def read_site_config(path: Path) -> SiteConfig:
         ) from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
-    config = _with_absolute_paths(parse_site_config(text, origin=str(path)), path.resolve().parent)
-    faults = _faults_of_files(config)
+    config, faults = _with_absolute_paths(parse_site_config(text, origin=str(path)), path.resolve().parent)
+    faults = _faults_of_files(config) | faults
     if faults:
-        raise ConfigError(list_of_faults(str(path), faults))
+        raise ConfigError(list_of_faults(str(path), [f"{setting}: {fault}" for setting, fault in faults.items()]))
     return config
 
 
-def _with_absolute_paths(config: SiteConfig, folder: Path) -> SiteConfig:
-    def absolute(path: Path) -> Path:
-        return Path(os.path.abspath(folder / path.expanduser()))
+def fault_of_file(path: Path) -> str | None:
+    """Why a path is not an existing file, as in "does not exist"; None if it is one."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "does not exist"
+    except (OSError, ValueError) as error:
+        return f"cannot be looked at ({_reason(error)})"
+    if stat.S_ISDIR(mode):
+        return "is a folder"
+    return None if stat.S_ISREG(mode) else "is not a plain file"
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _with_absolute_paths(config: SiteConfig, folder: Path) -> tuple[SiteConfig, dict[str, str]]:
+    """The configuration with absolute paths, and what is wrong with those that cannot be made absolute, by setting."""
+    faults = {}
+
+    def absolute(setting: str, path: Path) -> Path:
+        try:
+            expanded = path.expanduser()
+        except RuntimeError:
+            faults[setting] = f"{path} begins at a home folder that this machine does not know; write the whole path"
+            expanded = path
+        return Path(os.path.abspath(folder / expanded))
 
     server = config.server and config.server.model_copy(
         update={
-            "ca_certificate": config.server.ca_certificate and absolute(config.server.ca_certificate),
-            "private_key": config.server.private_key and absolute(config.server.private_key),
+            name: absolute(f"server.{name}", path)
+            for name in ("ca_certificate", "private_key")
+            if isinstance(path := getattr(config.server, name), Path)
         }
     )
-    return config.model_copy(
-        update={
-            "data": DataSource(table=absolute(config.data.table)),
-            "cache": absolute(config.cache),
-            "server": server,
-        }
-    )
+    table, cache = absolute("data.table", config.data.table), absolute("cache", config.cache)
+    return config.model_copy(update={"data": DataSource(table=table), "cache": cache, "server": server}), faults
 
 
-def _faults_of_files(config: SiteConfig) -> list[str]:
-    faults = []
+def _faults_of_files(config: SiteConfig) -> dict[str, str]:
+    """What is wrong with the files and the folder that a configuration names, by setting."""
+    faults = {}
     named = {"data.table": config.data.table}
     if config.server and config.server.ca_certificate:
         named["server.ca_certificate"] = config.server.ca_certificate
     if config.server and config.server.private_key:
         named["server.private_key"] = config.server.private_key
     for setting, path in named.items():
-        if not path.is_file():
-            found = "is a folder" if path.is_dir() else "does not exist"
-            faults.append(f"{setting}: {path} {found}; name an existing file, relative to the folder of this one")
+        fault = fault_of_file(path)
+        if fault is not None:
+            faults[setting] = f"{path} {fault}; name an existing file, relative to the folder of this one"
         elif not os.access(path, os.R_OK):
-            faults.append(f"{setting}: {path} may not be read by this user; grant read access")
-    return faults + _faults_of_cache(config.cache)
+            faults[setting] = f"{path} may not be read by this user; grant read access"
+    cache_fault = _fault_of_cache(config.cache)
+    return faults if cache_fault is None else faults | {"cache": cache_fault}
 
 
-def _faults_of_cache(cache: Path) -> list[str]:
-    nearest = cache
-    while not nearest.exists() and nearest != nearest.parent:
-        nearest = nearest.parent
-    if not nearest.is_dir():
-        return [f"cache: {nearest} is a file, expected a folder; name another folder"]
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        return [f"cache: {nearest} may not be written by this user; grant write access or name another folder"]
-    return []
+def _fault_of_cache(cache: Path) -> str | None:
+    for nearest in (cache, *cache.parents):
+        try:
+            mode = nearest.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError) as error:
+            return f"{nearest} cannot be looked at ({_reason(error)}); name another folder"
+        if not stat.S_ISDIR(mode):
+            return f"{nearest} is a file, expected a folder; name another folder"
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            return f"{nearest} may not be written by this user; grant write access or name another folder"
+        return None
+    return f"{cache} has no folder that exists above it; name another folder"

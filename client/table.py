@@ -4,12 +4,13 @@ import csv
 import difflib
 import io
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from client.config import TABLE_SEPARATORS
+from client.config import TABLE_SEPARATORS, fault_of_file
 from common.errors import ConfigError, DataError, list_of_faults
 from common.study import Label, Sequence
 
@@ -254,16 +255,16 @@ def _file(where: str, column: str, value: str, folder: Path, faults: _Faults) ->
         return None
     if not path.is_absolute():
         path = folder / path
-        if not path.resolve().is_relative_to(folder.resolve()):
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
             faults.written.append(
                 f"{where}: {column} is {value!r}, which leads out of the table's folder (by '..' or a link); "
                 "move the file into the folder or write its absolute path"
             )
             return None
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
+    fault = fault_of_file(path)
+    if fault is not None:
         faults.files.append(
-            f"{where}: {column}: {path} {found}; correct the path, or leave the field empty if the sequence "
+            f"{where}: {column}: {path} {fault}; correct the path, or leave the field empty if the sequence "
             "was not taken"
         )
         return None

@@ -188,3 +188,11 @@ def test_all_faults_are_told_at_once_and_a_long_list_is_cut(read: ReadText) -> N
     assert lines[1].startswith("  - row 2 (patient p0)")
     assert len(lines) == 22
     assert lines[-1] == "  - ... and 10 more"
+
+
+def test_volumes_that_the_file_system_refuses_are_told_together(read: ReadText, folder: Path) -> None:
+    (folder / "b" / "loop.nii").symlink_to("loop.nii")
+    text = TABLE.replace("a/t1.nii", "x" * 300 + ".nii").replace("b/t1.nii", "b/loop.nii")
+
+    with pytest.raises(DataError, match=r"(?s)2 faults.*row 2 .*name too long.*row 3 .*symbolic links"):
+        read(text)

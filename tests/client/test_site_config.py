@@ -97,6 +97,21 @@ def test_files_that_are_not_there_are_told_together(tmp_path: Path) -> None:
         assert name in text
 
 
+def test_paths_that_the_file_system_refuses_are_told_together(tmp_path: Path) -> None:
+    long = "x" * 300
+    server = f"server: {{address: 'h:9092', ca_certificate: ~nobody-here/ca.pem, private_key: {long}.key}}\n"
+    text = GOOD.replace("table.tsv", f"{long}.tsv").replace("cache: cache", f"cache: {long}/cache")
+    (tmp_path / "site.yaml").write_text(text + server)
+
+    with pytest.raises(ConfigError) as error:
+        read_site_config(tmp_path / "site.yaml")
+
+    told = str(error.value)
+    assert "4 faults" in told
+    assert told.count("cannot be looked at (File name too long)") == 3
+    assert "server.ca_certificate: ~nobody-here/ca.pem begins at a home folder that this machine does not know" in told
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(None, "cannot be read.*copy site_configs/example.yaml"), (b"name: caf\xe9\n", "not UTF-8")],
