@@ -15,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 from common.errors import ConfigError
 from server.federation import Federation, QuorumError
 from server.report import write_report
-from server.run_folder import RunFolder
+from server.run_folder import RUN_NAME, RunFolder
 
 RUNS_VARIABLE = "GLIORN_RUNS"
 """Environment variable that names the folder of all runs."""
@@ -30,7 +30,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Carry out the named run, from the start or from where it was stopped."""
     name = context.run_config.get(RUN_KEY)
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+    if not isinstance(name, str) or not re.fullmatch(RUN_NAME, name):
         raise ConfigError(f"run setting {RUN_KEY!r} is {name!r}, expected the name of a run's folder")
     runs = os.environ.get(RUNS_VARIABLE)
     if not runs:

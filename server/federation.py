@@ -1,5 +1,6 @@
 """A whole run: sites join, rounds of training, choice of the best model and its threshold, the test, the record."""
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -27,6 +28,9 @@ from server.status import Phase, StatusBoard
 log = logging.getLogger(__name__)
 
 State = Mapping[str, Array]
+
+LATE_JOIN_TIMEOUT_S = 30.0
+"""How long a round waits at its begin for a site that comes late to say what it brings."""
 
 
 class QuorumError(GliornError):
@@ -67,7 +71,7 @@ class Federation:
         Raises:
             QuorumError: If too few sites took part in a round or in the test; the record then says INVALID.
         """
-        self._folder.record.unlink(missing_ok=True)  # of an end that is none any more
+        self._take_up()
         try:
             self._join()
             state: State = checkpoint.load_state(self._folder, self._progress.round, digest=self._progress.state_digest)
@@ -81,6 +85,14 @@ class Federation:
         outcome = self._record(final, error=None)
         self._begin("finished", [])
         return outcome
+
+    def _take_up(self) -> None:
+        """Clear away an earlier end. After one without result, sites refused before may come back: they were mended."""
+        if not self._folder.record.is_file():
+            return
+        if json.loads(self._folder.record.read_text(encoding="utf-8"))["outcome"] == "INVALID":
+            self._progress = replace(self._progress, quarantined={})
+        self._folder.record.unlink()
 
     # --- who takes part ----------------------------------------------------------------------------------------------
 
@@ -128,7 +140,10 @@ class Federation:
 
     def _run_round(self, round: int, state: State) -> State:
         started_at, started = self._now(), time.monotonic()
-        self._membership.join(on_join=lambda site: log.info("%s joined before round %d", site, round))
+        self._membership.join(
+            timeout_s=min(LATE_JOIN_TIMEOUT_S, self._study.participation.round_timeout_s),
+            on_join=lambda site: log.info("%s joined before round %d", site, round),
+        )
         self._remember_cohorts()
         nodes, manifests = self._nodes(), self._membership.manifests
         task = TrainTask(

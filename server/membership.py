@@ -45,27 +45,29 @@ class Membership:
         deadline = time.monotonic() + timeout_s
         while len(self._unknown_nodes()) < len(self._participants.sites) and time.monotonic() < deadline:
             time.sleep(min(0.2, timeout_s))
-        self.join(on_join=on_join)
+        self.join(timeout_s=self._study.participation.round_timeout_s, on_join=on_join)
 
-    def join(self, *, on_join: Callable[[str], None]) -> None:
-        """Ask every connected node that is not yet known what it brings; without such a node nothing is sent."""
+    def join(self, *, timeout_s: float, on_join: Callable[[str], None]) -> None:
+        """Ask every connected node that is not yet known what it brings; without such a node nothing is sent.
+
+        A node that does not answer in time is asked again the next time; one that says why it cannot take part, only
+        a few times.
+        """
         unknown = self._unknown_nodes()
         if not unknown:
             return
-        for node in unknown.values():
-            self._tries[node] = self._tries.get(node, 0) + 1
 
         def take(key: str, records: RecordDict) -> None:
             site = self._site_of(key)
             try:
                 reply = read_manifest(records)
                 if isinstance(reply, Failure):
-                    self._refuse(site, f"cannot take part: {reply.code}")
-                    return
+                    raise ProtocolError(f"cannot take part: {reply.code}")
                 name = site or reply.site
                 self._admit(name, unknown[key], reply)
                 on_join(name)
             except ProtocolError as error:
+                self._tries[unknown[key]] = self._tries.get(unknown[key], 0) + 1
                 self._refuse(site, str(error))
 
         failures = collect(
@@ -74,7 +76,7 @@ class Membership:
             message_type=MESSAGE_TYPES[DescribeTask],
             group="describe",
             nodes=unknown,
-            timeout_s=self._study.participation.round_timeout_s,
+            timeout_s=timeout_s,
             enough=0,
             on_reply=take,
         )

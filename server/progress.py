@@ -30,8 +30,9 @@ class Candidate:
     def beats(self, other: "Candidate | None") -> bool:
         """Whether this state is the better choice; the earlier one stays on a complete tie.
 
-        Results over more patients come first, since an AUC without a difficult site is no better model. Then the
-        higher AUC, then the lower loss. A state with no result is chosen only where none has one, the later the better.
+        The higher AUC, then the lower loss. How many patients a result rests on does not decide: a run that loses a
+        site would else keep a state of its first rounds. A state with no result is chosen only where none has one,
+        the later the better.
         """
         if other is None:
             return True
@@ -39,9 +40,9 @@ class Candidate:
             return (self.loss is not None) or (other.loss is None and self.round > other.round)
         return self._key() > other._key()
 
-    def _key(self) -> tuple[int, float, float]:
+    def _key(self) -> tuple[float, float]:
         assert self.loss is not None
-        return (self.num_patients, -1.0 if self.auc is None else self.auc, -self.loss)
+        return (-1.0 if self.auc is None else self.auc, -self.loss)
 
 
 @dataclass(frozen=True)

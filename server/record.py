@@ -140,7 +140,7 @@ def _result_values(folder: RunFolder, study: Study, final: FinalEvaluation) -> d
     threshold = final.decision.threshold
     return {
         "selection": {
-            "rule": "highest pooled validation AUC over the most patients; ties: lower loss, then the earlier round",
+            "rule": "highest pooled validation AUC; ties: lower loss, then the earlier round",
             "best": asdict(final.best),
             "last_validation": final.last_validation,
         },

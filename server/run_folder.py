@@ -11,6 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 from common.errors import ConfigError
 from common.study import Study, parse_study
 
+RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+"""What the name of a run's folder looks like; it is also the run's name in messages."""
+
 
 @dataclass(frozen=True)
 class Participants:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -26,14 +27,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when the run is done, also DEGRADED; 1 for a fault of this program; 2 for what the user has to mend.
     """
     arguments = _parser().parse_args(argv)
-    console = Console(stderr=arguments.json, highlight=False, soft_wrap=True)
+    # Without markup: brackets in a path or in a peer's text are no instructions.
+    console = Console(stderr=arguments.json, highlight=False, markup=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = LOG_WIDTH
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    # Being asked to stop is an interruption like Ctrl-C, so that what was started is stopped too.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return int(arguments.run(arguments, console))
     except GliornError as error:
         print(f"gliorn-simulate: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"gliorn-simulate: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("gliorn-simulate: stopped; a run that has begun goes on with --resume RUN", file=sys.stderr)
@@ -41,12 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:  # noqa: BLE001 - the outermost border: our own fault is shown whole
         traceback.print_exc()
         return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gliorn-simulate", description=DESCRIPTION)
     parser.set_defaults(run=_simulate)
-    _add_common(parser)
+    _add_common(parser, sites="A,B,C,D,E")
     run = parser.add_argument_group("the run")
     run.add_argument("--study", type=Path, metavar="FILE", help="study.yaml; the demo's study if absent")
     run.add_argument(
@@ -70,29 +79,38 @@ def _parser() -> argparse.ArgumentParser:
         "hang, crash",
     )
     commands = parser.add_subparsers(title="other commands", metavar="")
-    hospitals = commands.add_parser("hospitals", help="only write the phantom hospitals, with a picture of each")
+    hospitals = commands.add_parser(
+        "hospitals",
+        help="only write the phantom hospitals, with a picture of each",
+        argument_default=argparse.SUPPRESS,  # else its defaults would undo what stands before its name
+    )
     hospitals.set_defaults(run=_hospitals)
     hospitals.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write into")
     hospitals.add_argument(
-        "--spacing", type=float, metavar="MM", help="finest voxel edge; the scanners' own if absent, at full size"
+        "--spacing",
+        default=None,
+        type=float,
+        metavar="MM",
+        help="finest voxel edge; the scanners' own if absent, at full size",
     )
     _add_common(hospitals, sites="A,B,C,D,E,F")
     return parser
 
 
-def _add_common(parser: argparse.ArgumentParser, *, sites: str = "A,B,C,D,E") -> None:
+def _add_common(parser: argparse.ArgumentParser, *, sites: str) -> None:
     phantoms = parser.add_argument_group("phantom hospitals")
-    phantoms.add_argument("--sites", default=sites, metavar="LETTERS", help=f"hospitals out of A to F ({sites})")
-    phantoms.add_argument("--patients", type=int, metavar="N", help="patients per hospital, instead of 120 to 10")
+    phantoms.add_argument("--sites", metavar="LETTERS", help=f"hospitals out of A to F ({sites})")
+    phantoms.add_argument("--patients", type=int, metavar="N", help="patients per hospital; its own number if absent")
     phantoms.add_argument(
-        "--separation", type=float, default=1.5, metavar="X", help="how far apart the classes are: 1 realistic (1.5)"
+        "--separation", type=float, metavar="X", help="how far apart the classes are: 1 realistic (1.5)"
     )
     phantoms.add_argument("--seed", type=int, metavar="N", help="seed of phantoms and study (0, or the study's)")
-    phantoms.add_argument(
-        "--data", type=Path, default=Path("hospitals"), metavar="DIR", help="where they lie (hospitals)"
-    )
+    phantoms.add_argument("--data", type=Path, metavar="DIR", help="where they lie (hospitals)")
     parser.add_argument("--workers", type=int, metavar="N", help="sites and exams worked on side by side (all cores)")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+    absent = argparse.SUPPRESS if parser.argument_default is argparse.SUPPRESS else False
+    parser.add_argument(
+        "--json", action="store_true", default=absent, help="print the result as JSON on standard output"
+    )
 
 
 def _simulate(arguments: argparse.Namespace, console: Console) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from server.run_folder import RunFolder
 
@@ -56,7 +57,7 @@ class RunWatcher:
     def __init__(self, console: Console, folder: RunFolder) -> None:
         self._console = console
         self._folder = folder
-        self._num_shown = len(self._lines())
+        self._num_shown = _num_finished_rounds(folder)
         self._status = console.status("starting") if console.is_terminal else None
 
     def __enter__(self) -> "RunWatcher":
@@ -76,13 +77,21 @@ class RunWatcher:
             self._console.print(round_line(json.loads(line)), highlight=False)
         self._num_shown = len(lines)
         if self._status is not None:
-            self._status.update(status_line(self._folder))
+            self._status.update(Text(status_line(self._folder)))
 
     def _lines(self) -> list[str]:
         try:
             return self._folder.rounds.read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
             return []
+
+
+def _num_finished_rounds(folder: RunFolder) -> int:
+    """Rounds that are committed; a line of one that is not will be written again."""
+    try:
+        return int(json.loads(folder.progress.read_text(encoding="utf-8"))["round"])
+    except FileNotFoundError:
+        return 0
 
 
 def status_line(folder: RunFolder) -> str:

@@ -6,16 +6,26 @@ import json
 from rich.console import Console
 
 from simulations.phantom.montage import write_montage
-from simulations.phantom_sites import positive, write_phantoms
+from simulations.phantom_sites import hospital_names, positive, write_phantoms
 from simulations.processors import default_workers
+
+ALL_HOSPITALS = "A,B,C,D,E,F"
 
 
 def hospitals_command(arguments: argparse.Namespace, console: Console) -> int:
     """Write the hospitals; returns 0."""
     workers = positive("--workers", arguments.workers) or default_workers()
     seed = 0 if arguments.seed is None else arguments.seed
+    names = hospital_names(arguments, default=ALL_HOSPITALS)
     paths = write_phantoms(
-        arguments, console, out=arguments.out, seed=seed, spacing_mm=arguments.spacing, workers=workers
+        arguments,
+        console,
+        names=names,
+        times=1,
+        out=arguments.out,
+        seed=seed,
+        spacing_mm=arguments.spacing,
+        workers=workers,
     )
     pictures = []
     for path in paths:

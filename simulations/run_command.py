@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.resources import files
@@ -12,12 +14,12 @@ import yaml
 from rich.console import Console
 
 from client.config import SiteConfig
-from common.errors import ConfigError
+from common.errors import ConfigError, GliornError
 from common.study import Study, parse_study
-from server.run_folder import RunFolder
+from server.run_folder import RUN_NAME, RunFolder
 from simulations.display import RunWatcher, interval, progress_bar, result_table
 from simulations.faults import Fault, parse_fault
-from simulations.phantom_sites import phantom_sites, positive
+from simulations.phantom_sites import PHANTOM_OPTIONS, hospital_names, phantom_sites, positive
 from simulations.processors import default_workers
 from simulations.single_machine import (
     ENGINES,
@@ -25,12 +27,13 @@ from simulations.single_machine import (
     carry,
     open_run,
     prepare_sites,
+    read_record,
     read_sites,
     require_fitting,
     sites_of_run,
 )
 
-DEMO_SPACING_MM = 2.5
+DEMO_SPACING_MM = 2.0
 Sites = Mapping[str, tuple[Path, SiteConfig]]
 
 
@@ -40,19 +43,19 @@ def run_command(arguments: argparse.Namespace, console: Console) -> int:
     faults = [parse_fault(text) for text in arguments.fault]
     if arguments.resume is not None:
         folder, study, engine, sites = _begun_run(arguments)
-        _require_known_sites(faults, sites)
+        require_faults_fit(faults, sites, engine=engine)
+        ended = read_record(folder)
+        if ended is not None and ended["outcome"] != "INVALID":
+            console.print(f"{folder.path}: this run has ended; nothing is left to do")
+            _sum_up(ended, folder, console, as_json=arguments.json)
+            return 0
         _prepare(study, sites, console, workers)
     else:
         study, engine = _study(arguments), arguments.engine or "in-process"
-        out = arguments.out or Path("runs") / f"{study.name}-{datetime.now():%Y%m%d-%H%M%S}"
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ConfigError(f"--out {out}: is there already; name another folder, or continue with --resume {out}")
-        paths = arguments.site or phantom_sites(
-            arguments, console, seed=study.seed, spacing_mm=DEMO_SPACING_MM, workers=workers
-        )
-        sites = read_sites(paths)
+        out = _new_folder(arguments.out or Path("runs") / f"{study.name}-{datetime.now():%Y%m%d-%H%M%S}")
+        sites = read_sites(arguments.site or _phantoms(arguments, study, console, workers))
         require_fitting(study, sites, engine=engine)
-        _require_known_sites(faults, sites)
+        require_faults_fit(faults, sites, engine=engine)
         _prepare(study, sites, console, workers)
         folder = open_run(out, study_text=study_yaml(study), sites=sites, engine=engine)
     method = "FedAvg" if study.training.fedprox_mu == 0 else f"FedProx, mu {study.training.fedprox_mu:g}"
@@ -63,14 +66,40 @@ def run_command(arguments: argparse.Namespace, console: Console) -> int:
     return 2 if record["outcome"] == "INVALID" else 0
 
 
+def _new_folder(out: Path) -> Path:
+    """Check that a run can be begun in a folder, long before it is."""
+    out = out.resolve()
+    if not re.fullmatch(RUN_NAME, out.name):
+        raise ConfigError(
+            f"--out {out}: the folder's name is the run's name; write letters, digits, '.', '_' and '-', 100 at most, "
+            "beginning with a letter or digit"
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out {out}: is there already; name another folder, or continue with --resume {out}")
+    parent = next(folder for folder in out.parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"--out {out}: nothing can be written into {parent}; name another folder")
+    return out
+
+
+def _phantoms(arguments: argparse.Namespace, study: Study, console: Console, workers: int) -> list[Path]:
+    num_sites = len(hospital_names(arguments))
+    if num_sites < study.participation.min_sites:
+        raise ConfigError(
+            f"--sites: {num_sites} hospitals, the study needs {study.participation.min_sites} "
+            "(participation.min_sites); name more, or write a study that needs fewer"
+        )
+    return phantom_sites(arguments, console, seed=study.seed, spacing_mm=DEMO_SPACING_MM, workers=workers)
+
+
 def _begun_run(arguments: argparse.Namespace) -> tuple[RunFolder, Study, EngineName, Sites]:
-    for option in ("study", "rounds", "fedprox_mu", "engine", "out", "seed"):
+    for option in ("study", "rounds", "fedprox_mu", "engine", "out", "seed", *PHANTOM_OPTIONS):
         if getattr(arguments, option) is not None:
             raise ConfigError(
                 f"--{option.replace('_', '-')} cannot be given with --resume: "
                 "a run keeps what it began with; leave it out, or begin a new run"
             )
-    folder = RunFolder(arguments.resume)
+    folder = RunFolder(arguments.resume.resolve())
     study, engine = folder.read_study(), folder.read_participants().engine
     known: dict[str, EngineName] = {name: name for name in ENGINES}
     if engine not in known:
@@ -79,6 +108,9 @@ def _begun_run(arguments: argparse.Namespace) -> tuple[RunFolder, Study, EngineN
 
 
 def _study(arguments: argparse.Namespace) -> Study:
+    given = [option for option in PHANTOM_OPTIONS if getattr(arguments, option) is not None]
+    if arguments.site and given:
+        raise ConfigError(f"--{given[0]} is for phantom hospitals and has no meaning beside --site; leave one out")
     if arguments.study is None:
         text, origin = (files("simulations") / "demo_study.yaml").read_text(encoding="utf-8"), "demo_study.yaml"
     else:
@@ -118,7 +150,12 @@ def study_yaml(study: Study) -> str:
     return yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False)
 
 
-def _require_known_sites(faults: Sequence[Fault], sites: Sites) -> None:
+def require_faults_fit(faults: Sequence[Fault], sites: Sites, *, engine: EngineName) -> None:
+    """Refuse faults that the engine cannot make, or at a site that is not there; raises ConfigError."""
+    if faults and engine == "network":
+        raise ConfigError("--fault: the network engine runs the sites' own programs; use --engine in-process or ray")
+    if engine == "in-process" and any(fault.kind == "crash" for fault in faults):
+        raise ConfigError("--fault crash: ends a site's process, and in-process sites have none; use --engine ray")
     for fault in faults:
         if fault.site not in sites:
             raise ConfigError(f"--fault: {fault.site!r} is not among the sites {', '.join(sites)}")
@@ -127,7 +164,15 @@ def _require_known_sites(faults: Sequence[Fault], sites: Sites) -> None:
 def _prepare(study: Study, sites: Sites, console: Console, workers: int) -> None:
     from client.cohort import load_cohort
 
-    total = sum(len(load_cohort(config, study).exams) for _, config in sites.values())
+    total = 0
+    faults = []
+    for _, config in sites.values():
+        try:
+            total += len(load_cohort(config, study).exams)
+        except GliornError as error:
+            faults.append(str(error))
+    if faults:
+        raise ConfigError("\n".join(faults))
     done: dict[str, int] = {}
     with progress_bar(console, "exams to prepare", total) as bar:
 

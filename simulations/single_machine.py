@@ -1,8 +1,10 @@
 """A federation on one machine: check the sites, prepare their exams, carry the run by an engine, wait for its end."""
 
+import fcntl
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -150,30 +152,62 @@ def carry(
         engine: What carries the messages.
         workers: Sites that work side by side.
         faults: What goes wrong on purpose.
-        while_running: Called several times a second, in this thread.
+        while_running: Called several times a second, from another thread.
 
     Raises:
+        ConfigError: If another process carries this run.
         GliornError: If the run ended without a record.
     """
     launch = Launch(folder, {name: path for name, (path, _) in sites.items()}, workers, tuple(faults))
-    folder.record.unlink(missing_ok=True)
-    failures: list[BaseException] = []
+    with _locked(folder), _called_often(while_running):
+        try:
+            # In the main thread, so that an interruption unwinds it and what it started is stopped.
+            ENGINES[engine](launch)
+        except GliornError:
+            record = read_record(folder)
+            if record is None or record["outcome"] != "INVALID":
+                raise
+            return record
+    record = read_record(folder)
+    if record is None:
+        raise EngineError(f"{folder.path}: the run ended without a record; see engine.log there")
+    return record
+
+
+def read_record(folder: RunFolder) -> dict[str, Any] | None:
+    """The record of a run that has ended; None for one that has not."""
+    if not folder.record.is_file():
+        return None
+    record: dict[str, Any] = json.loads(folder.record.read_text(encoding="utf-8"))
+    return record
+
+
+@contextmanager
+def _locked(folder: RunFolder) -> Iterator[None]:
+    """Keep a second command out of a run's folder; the lock ends with the process that holds it."""
+    with (folder.path / "run.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{folder.path}: another process carries this run; wait for its end, or stop it first"
+            ) from None
+        yield
+
+
+@contextmanager
+def _called_often(action: Callable[[], None]) -> Iterator[None]:
+    """Call something several times a second, in a thread of its own, as long as the block runs."""
+    ended = threading.Event()
 
     def work() -> None:
-        try:
-            ENGINES[engine](launch)
-        except BaseException as error:  # noqa: BLE001 - handed to the other thread, which raises it
-            failures.append(error)
+        while not ended.wait(0.2):
+            action()
 
-    thread = threading.Thread(target=work, name="engine", daemon=True)
+    thread = threading.Thread(target=work, name="watcher", daemon=True)
     thread.start()
-    while thread.is_alive():
-        thread.join(0.2)
-        while_running()
-    if folder.record.is_file():
-        record: dict[str, Any] = json.loads(folder.record.read_text(encoding="utf-8"))
-        if not failures or record["outcome"] == "INVALID":
-            return record
-    if failures:
-        raise failures[0]
-    raise EngineError(f"{folder.path}: the run ended without a record; see engine.log there")
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -20,7 +20,6 @@ from typing import IO
 
 from client.config import ServerSpec, read_site_config
 from client.join import start_supernode
-from common.errors import ConfigError
 from common.flower_environment import flower_environment
 from server.app import RUN_KEY, RUNS_VARIABLE
 from server.provisioning import make_certificate_authority, make_server_certificate, make_site_key_pair
@@ -37,11 +36,9 @@ def run_network(launch: Launch) -> None:
     """Carry a run over real processes; returns when Flower says that the run has ended.
 
     Raises:
-        ConfigError: If faults are asked for, which only the other engines can make.
         EngineError: If a process does not start, or the run fails.
     """
-    if launch.faults:
-        raise ConfigError("--fault: the network engine runs the sites' own programs; use --engine in-process or ray")
+    assert not launch.faults, "the network engine runs the sites' own programs"
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gliorn-")))
         log = stack.enter_context((launch.folder.path / "engine.log").open("ab"))

@@ -144,7 +144,7 @@ def test_site_that_cannot_join_is_asked_again_before_later_rounds_but_not_for_ev
     members = membership(app, ("a",), expected=("a",))
 
     for _ in range(5):
-        members.join(on_join=lambda name: None)
+        members.join(timeout_s=5, on_join=lambda name: None)
 
     assert len(app.asked) == MAX_DESCRIBE_TRIES
 
@@ -160,7 +160,7 @@ def test_site_that_was_mended_joins_later() -> None:
     assert joined(members) == []
 
     late: list[str] = []
-    members.join(on_join=late.append)
+    members.join(timeout_s=5, on_join=late.append)
 
     assert late == ["a"]
     assert members.problems == {}

@@ -154,8 +154,8 @@ def test_broken_input_ends_with_exit_2_and_one_clear_message(
         pytest.param(["--fedprox-mu", "-1"], "--fedprox-mu -1", id="negative mu"),
         pytest.param(["--seed", "-1"], "--seed -1", id="negative seed"),
         pytest.param(["--workers", "0"], "--workers 0", id="no workers"),
-        pytest.param(["--sites", "A,Z"], "'Z'", id="unknown hospital"),
-        pytest.param(["--sites", "A,A"], "each once", id="hospital twice"),
+        pytest.param(["--sites", "A,B,Z"], "'Z'", id="unknown hospital"),
+        pytest.param(["--sites", "A,A,B"], "each once", id="hospital twice"),
         pytest.param(["--patients", "0"], "--patients 0", id="no patients"),
         pytest.param(["--separation", "-2"], "separation", id="negative separation"),
         pytest.param(["--fault", "a:explode"], "SITE:KIND", id="unknown fault"),
@@ -163,6 +163,12 @@ def test_broken_input_ends_with_exit_2_and_one_clear_message(
         pytest.param(["--site", "absent.yaml"], "absent.yaml", id="absent site"),
         pytest.param(["--resume", "absent"], "study.yaml", id="absent run"),
         pytest.param(["--resume", "absent", "--rounds", "3"], "--rounds", id="a resumed run with other rounds"),
+        pytest.param(["--resume", "absent", "--sites", "A,B,C"], "--sites", id="a resumed run with other sites"),
+        pytest.param(["--sites", "A,B"], "the study needs 3", id="too few hospitals"),
+        pytest.param(["--out", "my run"], "letters, digits", id="a run's name with a space"),
+        pytest.param(["--out", "/dev/null/run"], "nothing can be written", id="a folder nobody can write to"),
+        pytest.param(["--site", "a.yaml", "--patients", "9"], "--patients", id="own sites with phantom options"),
+        pytest.param(["hospitals", "--out", "x", "--sites", "Q"], "'Q'", id="unknown hospital to write"),
     ],
 )
 def test_a_wrong_argument_ends_with_exit_2_and_one_clear_message(

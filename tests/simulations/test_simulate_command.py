@@ -1,6 +1,7 @@
 """The command as a user types it: phantoms, own sites, JSON, resumption."""
 
 import csv
+import fcntl
 import json
 import os
 import signal
@@ -78,7 +79,7 @@ def test_the_seed_of_the_command_is_that_of_phantoms_and_study(phantom_run: tupl
     study = yaml.safe_load((folder / "run" / "study.yaml").read_text(encoding="utf-8"))
 
     assert study["seed"] == 7
-    assert [path.name for path in (folder / "hospitals").iterdir()] == ["separation-1.5-seed-7-2.5mm-12"]
+    assert [path.name for path in (folder / "hospitals").iterdir()] == ["separation-1.5-seed-7-2mm-12"]
 
 
 def test_a_second_run_takes_the_hospitals_that_are_there(phantom_run: tuple[Path, str]) -> None:
@@ -183,6 +184,78 @@ def test_a_killed_command_goes_on_with_resume_and_ends_with_the_same_bytes(sites
     for model in ("best", "final"):
         file = f"model/{model}.safetensors"
         assert (killed / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_a_run_that_has_ended_is_shown_again_and_left_as_it_is(
+    sites: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([*sites, "--study", write_study(tmp_path, rounds=1), "--out", f"{tmp_path}/run"])
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    capsys.readouterr()
+
+    status = main(["--resume", f"{tmp_path}/run"])
+
+    assert status == 0
+    assert "has ended" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_another_process_carries_is_left_alone(
+    sites: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = write_study(tmp_path, participation={"min_sites": 3})
+    main([*sites, "--study", study, "--out", f"{tmp_path}/run", "--fault", "b:exception:2"])
+    with (tmp_path / "run" / "run.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+
+        status = main(["--resume", f"{tmp_path}/run"])
+
+    assert status == 2
+    assert "another process carries this run" in capsys.readouterr().err
+
+
+def test_options_before_the_name_of_a_command_hold(tmp_path: Path) -> None:
+    status = main(["--patients", "4", "--sites", "D", "hospitals", "--out", str(tmp_path / "h"), "--spacing", "6"])
+
+    (table,) = (tmp_path / "h").glob("*/table.tsv")
+    assert status == 0
+    assert len(table.read_text(encoding="utf-8").splitlines()) == 1 + 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_an_interrupted_network_run_leaves_no_process(sites: list[str], tmp_path: Path, number: signal.Signals) -> None:
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [PROGRAM, *sites, "--study", write_study(tmp_path), "--out", str(out), "--engine", "network"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    end = time.monotonic() + 120
+    while not (out / "engine.log").exists() or b"SuperNode" not in (out / "engine.log").read_bytes():
+        assert time.monotonic() < end, "the network was not started"
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+
+    assert process.returncode == 2
+    assert b"--resume" in error
+    assert processes_that_name(str(tmp_path)) == []
+
+
+def processes_that_name(text: str) -> list[str]:
+    """Commands of other processes whose environment or arguments hold a text."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes()
+            told = command + (process / "environ").read_bytes()
+        except OSError:  # it ended while we looked, or is not ours
+            continue
+        if text.encode() in told and int(process.name) != os.getpid():
+            found.append(command.replace(b"\0", b" ").decode(errors="replace"))
+    return found
 
 
 def test_a_folder_with_something_in_it_is_not_taken_for_a_new_run(
