@@ -38,12 +38,7 @@ class ExamCache:
             ConfigError: The folder cannot be made or written.
         """
         self._folder = folder
-        try:
-            (folder / "exams").mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"{folder}: the cache folder cannot be made ({error.strerror or error}); name another one"
-            ) from None
+        make_private_folder(folder / "exams")
 
     def read(self, key: str) -> PreparedExam | None:
         """The entry of a key; None, with a warning, if it is damaged, and None if there is none."""
@@ -113,6 +108,22 @@ def exam_key(
         "sequences": sequences,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make a folder in the cache, and what is missing above it, each for its owner alone whatever the umask.
+
+    Raises:
+        ConfigError: It cannot be made.
+    """
+    try:
+        missing = [above for above in folder.parents if not above.exists()]
+        for each in (*reversed(missing), folder):  # mkdir's own `parents` would take the mode for the last one alone
+            each.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: a folder of the cache cannot be made ({error.strerror or error}); name another cache"
+        ) from None
 
 
 def write_atomically(path: Path, data: bytes, *, replace: bool = True) -> None:

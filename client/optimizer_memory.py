@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
-from client.cache import write_atomically
+from client.cache import make_private_folder, write_atomically
 
 
 class OptimizerMemory:
@@ -52,7 +52,7 @@ class OptimizerMemory:
             for name, value in values.items()
             if isinstance(value, torch.Tensor)
         }
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_private_folder(self._folder)
         write_atomically(self._path(round), save_safetensors(tensors))
         for path in self._folder.glob("round-*.safetensors"):
             if path not in (self._path(round - 1), self._path(round)):

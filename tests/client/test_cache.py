@@ -105,6 +105,13 @@ def test_the_site_secret_is_drawn_once_and_is_its_owners_alone(tmp_path: Path) -
     assert ExamCache(tmp_path / "other").site_secret() != secret
 
 
+def test_the_cache_and_what_is_made_above_it_are_the_owners_alone(tmp_path: Path) -> None:
+    ExamCache(tmp_path / "new" / "cache")
+
+    for folder in ("new", "new/cache", "new/cache/exams"):
+        assert stat.S_IMODE((tmp_path / folder).stat().st_mode) == 0o700
+
+
 def test_a_damaged_site_secret_is_refused(tmp_path: Path) -> None:
     ExamCache(tmp_path).site_secret()
     (tmp_path / "site_secret").write_bytes(b"short")
