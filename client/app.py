@@ -6,7 +6,6 @@ answered with a code: the text of an exception may hold a path or a patient's id
 
 import logging
 import threading
-import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from flwr.clientapp import ClientApp
 from client.config import read_site_config
 from client.site import Site
 from client.time_limit import time_limit
-from common.errors import ConfigError, GliornError
+from common.errors import ConfigError, DataError, DisclosureError, GliornError
 from common.messages import read_describe_task, read_evaluate_task, read_train_task, reply_records
 from common.study import Study
 from common.tasks import Failure, Reply
@@ -27,6 +26,9 @@ log = logging.getLogger(__name__)
 
 SITE_CONFIG_KEY = "site-config"
 """Flower node setting: path of the site's configuration."""
+
+_CODES_OF_CHECK = (ConfigError.code, DataError.code, DisclosureError.code)
+"""Codes of what `gliorn-client check` finds as well."""
 
 app = ClientApp()
 
@@ -81,15 +83,14 @@ def _site(context: Context, study: Study) -> Site:
 
 def _answer(message: Message, act: Callable[[], Reply]) -> Message:
     """Carry out a task within the coordinator's time and turn every failure into a code."""
-    left_s = message.metadata.created_at + message.metadata.ttl - time.time()
     try:
-        with time_limit(left_s):
+        with time_limit(
+            message.metadata.ttl
+        ):  # not until created_at + ttl: that is the time of the coordinator's clock
             content = reply_records(act())
     except GliornError as error:
-        log.error(
-            "%s failed (%s); `gliorn-client check` at this site shows the details",
-            *(message.metadata.message_type, error.code),
-        )
+        advice = "; `gliorn-client check` at this site shows the details" if error.code in _CODES_OF_CHECK else ""
+        log.error("%s failed (%s)%s", message.metadata.message_type, error.code, advice)
         content = reply_records(Failure(error.code))
     except Exception as error:  # noqa: BLE001 - the border of the hospital: no exception's text may pass it
         log.error("%s failed: %s", message.metadata.message_type, _place_of(error))

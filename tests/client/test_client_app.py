@@ -39,9 +39,12 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_hospital(tmp_path_factory.mktemp("hospital"), "a")
 
 
-def ask(content: RecordDict, message_type: str, site_config: object, *, ttl: float = 60) -> RecordDict:
+def ask(
+    content: RecordDict, message_type: str, site_config: object, *, ttl: float = 60, clock_behind_s: float = 0
+) -> RecordDict:
     take_server_identity(run_id=1, node_id=1)
     message = Message(content, 2, message_type, ttl=ttl)
+    message.metadata.created_at -= clock_behind_s
     config = {} if site_config is None else {SITE_CONFIG_KEY: str(site_config)}
     context: Context = new_context(run_id=1, node_id=2, node_config=config, run_config={})
 
@@ -124,6 +127,7 @@ def test_error_leaves_as_a_code_and_its_text_is_in_no_log(
     assert "Miller" not in repr(content)
     assert "Miller" not in caplog.text
     assert code in caplog.text or type(error).__name__ in caplog.text
+    assert ("gliorn-client check" in caplog.text) == (code in ("data", "config"))
 
 
 def test_reply_that_cannot_be_packed_leaves_as_a_code(hospital: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,6 +150,12 @@ def test_work_that_takes_longer_than_the_coordinator_waits_is_given_up(
     monkeypatch.setattr(Site, "train", hang)
 
     assert failure_of(ask(TRAIN, "train", hospital, ttl=2)) == "timeout"
+
+
+def test_the_coordinators_clock_may_differ(hospital: Path) -> None:
+    described = ask(task_records(DescribeTask(STUDY)), "query.describe", hospital, clock_behind_s=3600)
+
+    assert isinstance(read_manifest(described), SiteManifest)
 
 
 def test_site_is_opened_once_and_again_for_another_study(hospital: Path, monkeypatch: pytest.MonkeyPatch) -> None:
