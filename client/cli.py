@@ -3,22 +3,20 @@
 import argparse
 import logging
 import os
-import signal
-import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from client.config import SiteConfig, read_site_config
 from common.errors import ConfigError, GliornError
 from common.study import Study, parse_study
 
 DESCRIPTION = """\
-A hospital's side of a federation. Images and site configuration stay on this machine; model states, counts and
-digests are all that leaves it. Without a command: joins the federation that the site configuration names and stays
-until it is stopped. Research use only."""
+A hospital's side of a federation. Images, the table and the site configuration stay on this machine. What leaves it:
+the site's name, counts, keyed digests of the lists of cases, model states, losses and timings, the kind of device and
+its threads, program versions and codes of errors; docs/site.md lists them all. Without a command: joins the federation
+that the site configuration names and stays until it is stopped. Research use only."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +31,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.command(arguments))
     except GliornError as error:
         print(f"gliorn-client: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "gliorn-client: stopped; what is in the cache stays, and the next start goes on from there", file=sys.stderr
+        )
+        return 2
+    except OSError as error:
+        if error.filename is None:
+            traceback.print_exc()
+            return 1
+        reason = error.strerror or type(error).__name__
+        print(f"gliorn-client: {error.filename}: {reason}; look at the file and its rights", file=sys.stderr)
         return 2
     except Exception:  # noqa: BLE001 - the outermost border: our own fault is shown whole
         traceback.print_exc()
@@ -71,6 +81,9 @@ def _check(arguments: argparse.Namespace) -> int:
         print(f"  {split}: {recurrence} recurrence + {necrosis} necrosis, {manifest.num_exams[split]} exams")
     print("  exams that lack a sequence: " + _counts(manifest.missing_sequences))
     print("  crop centres found by: " + _counts(manifest.crop_centers))
+    print(f"  device: {manifest.device}, torch threads: {manifest.torch_threads}")
+    for split, digest in manifest.cohort_digests.items():
+        print(f"  keyed digest of the {split} cases: {digest}")
     print(f"  versions: {', '.join(f'{name} {value}' for name, value in manifest.versions.items())}")
     print(f"Next: gliorn-client --site {arguments.site}")
     return 0
@@ -112,43 +125,20 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _join(arguments: argparse.Namespace) -> int:
-    from client.join import free_port, start_supernode
+    from client.join import free_port, run_until_stopped, start_supernode
 
     if arguments.site is None:
         raise ConfigError("--site FILE is missing; name this hospital's site.yaml")
     config = read_site_config(arguments.site)
-    process = start_supernode(config, arguments.site, port=free_port(), environment=os.environ)
-    print(f"{config.name}: joining the federation at {config.server.address if config.server else ''}; Ctrl-C leaves")
-    stopped = False
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        nonlocal stopped
-        stopped = True
-        _signal_group(process, signal.SIGTERM)
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    status = _wait(process)
-    _signal_group(process, signal.SIGKILL)  # a ClientApp that is blocked outlives its SuperNode
-    if stopped:
+    if config.server is not None:
+        print(f"{config.name}: joining the federation at {config.server.address}; Ctrl-C leaves", flush=True)
+    status = run_until_stopped(
+        lambda: start_supernode(config, arguments.site, port=free_port(), environment=os.environ)
+    )
+    if status is None:
         print(f"{config.name}: left the federation")
         return 0
     raise ConfigError(
         f"Flower's SuperNode ended with status {status}; its last lines above say why. Frequent reasons: the "
         "coordinator has not registered this site's key, or another process runs with the same key"
     )
-
-
-def _wait(process: "subprocess.Popen[bytes]") -> int:
-    while True:
-        try:
-            return process.wait(timeout=1.0)
-        except subprocess.TimeoutExpired:
-            continue
-
-
-def _signal_group(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
-    try:
-        os.killpg(process.pid, number)
-    except ProcessLookupError:
-        return

@@ -1,6 +1,7 @@
 """Fill the cache: every exam of a cohort prepared once, over several processes, with all faults told together."""
 
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -134,9 +135,7 @@ def _results(work: list[_Work], workers: int) -> Iterator[_Done]:
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["client.prepare"])
-    with ProcessPoolExecutor(
-        min(workers, len(work)), mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
+    with ProcessPoolExecutor(min(workers, len(work)), mp_context=context, initializer=_begin_worker) as pool:
         try:
             for future in as_completed([pool.submit(_prepare_one, item) for item in work]):
                 yield future.result()
@@ -145,6 +144,13 @@ def _results(work: list[_Work], workers: int) -> Iterator[_Done]:
                 "a process that prepares exams was ended from outside, probably for want of memory; "
                 "prepare with fewer workers"
             ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)  # after Ctrl-C, exams that have not begun are not prepared any more
+
+
+def _begin_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process decides
+    torch.set_num_threads(1)
 
 
 def _prepare_one(work: _Work) -> _Done:

@@ -1,0 +1,179 @@
+"""`gliorn-client` as a hospital types it: what it prints, and how it ends."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from client import cli
+from client.config import ServerSpec, read_site_config
+from client.join import run_until_stopped, start_supernode
+from tests.tiny_hospitals import study_text, write_tiny_hospital
+
+SPLITS = (("train", 2, 1), ("validation", 1, 1), ("test", 1, 1))
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    return write_tiny_hospital(tmp_path, "a", splits=SPLITS)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(study_text(), encoding="utf-8")
+    return path
+
+
+def run(*arguments: object) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def test_check_prints_what_the_coordinator_will_be_told(
+    site: Path, study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = run("check", "--site", site, "--study", study)
+
+    out = capsys.readouterr().out
+    assert status == 0
+    assert "train: 2 recurrence + 1 necrosis, 3 exams" in out
+    assert "device: cpu, torch threads: 1" in out
+    digests = [line for line in out.splitlines() if "keyed digest of the" in line]
+    assert [len(line.split()[-1]) for line in digests] == [64, 64, 64]
+
+
+def test_check_takes_what_prepare_has_made(site: Path, study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("prepare", "--site", site, "--study", study) == 0
+    assert "7 exams prepared, 0 of them were in the cache" in capsys.readouterr().out
+    made = {path: path.stat().st_mtime_ns for path in (site.parent / "cache" / "exams").iterdir()}
+
+    assert run("check", "--site", site, "--study", study) == 0
+    assert run("prepare", "--site", site, "--study", study) == 0
+
+    assert "7 of them were in the cache" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (site.parent / "cache" / "exams").iterdir()} == made
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(["check", "--site", "absent.yaml", "--study", "{study}"], "absent.yaml: cannot be", id="no site"),
+        pytest.param(["check", "--site", "{site}", "--study", "absent.yaml"], "--study absent.yaml", id="no study"),
+        pytest.param(
+            ["prepare", "--site", "{site}", "--study", "{study}", "--workers", "0"], "--workers 0", id="no workers"
+        ),
+        pytest.param([], "--site FILE is missing", id="nothing"),
+        pytest.param(["--site", "{site}"], "server needs address, ca_certificate", id="join without a server"),
+    ],
+)
+def test_what_the_user_has_to_mend_is_one_message(
+    arguments: list[str], message: str, site: Path, study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = run(*(argument.format(site=site, study=study) for argument in arguments))
+
+    err = capsys.readouterr().err
+    assert status == 2
+    assert err.count("gliorn-client: ") == 1
+    assert message in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        pytest.param(KeyboardInterrupt(), "gliorn-client: stopped; ", id="Ctrl-C"),
+        pytest.param(OSError(5, "Input/output error", "/disk/memo"), "/disk/memo: Input/output error; ", id="disk"),
+    ],
+)
+def test_an_interruption_ends_in_one_line(
+    error: BaseException,
+    message: str,
+    site: Path,
+    study: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("client.prepare.prepare_site", interrupted)
+
+    status = run("prepare", "--site", site, "--study", study)
+
+    err = capsys.readouterr().err
+    assert status == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_signal_before_the_start_leaves_no_process_behind() -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> subprocess.Popen[bytes]:
+        os.kill(os.getpid(), signal.SIGINT)
+        started.append(subprocess.Popen(["sleep", "60"], start_new_session=True))
+        return started[0]
+
+    status = run_until_stopped(start)
+
+    assert status is None
+    assert started[0].returncode == -signal.SIGTERM
+
+
+def test_a_process_that_does_not_end_is_killed() -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> subprocess.Popen[bytes]:
+        process = subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, start_new_session=True)
+        started.append(process)
+        assert process.stdout is not None
+        with process.stdout as lines:
+            lines.readline()
+        os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    status = run_until_stopped(start, grace_s=0.5)
+
+    assert status is None
+    assert started[0].returncode == -signal.SIGKILL
+
+
+def test_a_process_that_ends_by_itself_gives_its_status() -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+
+    status = run_until_stopped(lambda: subprocess.Popen(["sh", "-c", "exit 3"], start_new_session=True))
+
+    assert status == 3
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+@contextmanager
+def open_umask() -> Iterator[None]:
+    before = os.umask(0)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def test_all_of_the_cache_is_its_owners_alone_whatever_the_umask(site: Path, study: Path, tmp_path: Path) -> None:
+    for name in ("ca.pem", "site.key"):
+        (tmp_path / name).touch()
+    server = ServerSpec(address="127.0.0.1:1", ca_certificate=tmp_path / "ca.pem", private_key=tmp_path / "site.key")
+    config = read_site_config(site).model_copy(update={"server": server})
+
+    with open_umask():
+        process = start_supernode(config, site, port=1, environment=os.environ)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    home = config.cache / "flower"
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (config.cache, home)] == [0o700, 0o700]
+    assert stat.S_IMODE((home / "node.toml").stat().st_mode) == 0o600
