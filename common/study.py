@@ -119,7 +119,7 @@ class ParticipationSpec(Settings):
     max_update_norm_ratio: float = Field(
         default=10,
         gt=1,
-        description="an update whose norm exceeds this many times the median of the round is refused",
+        description="an update is refused whose norm is more than this many times the median of the other sites', from 3 sites on",
     )
 
 

@@ -23,6 +23,7 @@ class TrainTask:
     """Asks a site to evaluate a model state on its validation patients and then to train it for one round.
 
     Attributes:
+        run: Name of the run.
         round: The round, counted from 1.
         class_weights: Loss weights of recurrence and necrosis.
         fedprox_mu: Strength of the FedProx penalty in this round; 0 leaves it out.

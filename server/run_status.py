@@ -79,7 +79,7 @@ def read_status(folder: RunFolder) -> RunStatus:
     study = folder.read_study()
     board = _read_board(folder)
     rounds = read_round_lines(folder) if folder.rounds.is_file() else []
-    record = _record_of_ended_run(folder, board)
+    record = _record_of_ended_run(folder)
     return RunStatus(
         run=folder.name,
         phase="not started" if board is None else board.phase,
@@ -155,15 +155,9 @@ def _read_board(folder: RunFolder) -> _Board | None:
         ) from None
 
 
-def _record_of_ended_run(folder: RunFolder, board: _Board | None) -> Record | None:
-    """The record, unless it is that of an earlier INVALID end and the run has gone on since."""
-    if not folder.record.is_file():
-        return None
-    if board is not None and board.phase != "finished":
-        went_on = folder.status.stat().st_mtime_ns > folder.record.stat().st_mtime_ns
-        if went_on:
-            return None
-    return read_record(folder)
+def _record_of_ended_run(folder: RunFolder) -> Record | None:
+    """The record; a run that goes on after an INVALID end has none until its next end."""
+    return read_record(folder) if folder.record.is_file() else None
 
 
 def _last_validation(rounds: Sequence[RoundLine], record: Record | None) -> ValidationResult | None:

@@ -12,7 +12,8 @@ CROP_WORDS = {
     "point": "radiologist's point",
     "mask": "lesion mask",
     "enhancement": "found in T1ce − T1",
-    "head": "whole head",
+    "t1ce": "found in T1ce alone",
+    "head": "middle of the head",
 }
 SEQUENCE_WORDS = {"t1": "T1", "t2": "T2", "t1ce": "T1ce"}
 
