@@ -119,7 +119,7 @@ class ParticipationSpec(Settings):
     max_update_norm_ratio: float = Field(
         default=10,
         gt=1,
-        description="an update is refused whose norm is more than this many times the median of the other sites', from 3 sites on",
+        description="an update over this many times the median norm of the others is refused, with 3 sites or more",
     )
 
 
