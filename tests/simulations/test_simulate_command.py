@@ -230,6 +230,7 @@ def test_an_interrupted_network_run_leaves_no_process(sites: list[str], tmp_path
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        preexec_fn=heed_interruptions,  # noqa: PLW1509 - one system call, before any thread of the child
     )
     end = time.monotonic() + 120
     while not (out / "engine.log").exists() or b"SuperNode" not in (out / "engine.log").read_bytes():
@@ -242,6 +243,11 @@ def test_an_interrupted_network_run_leaves_no_process(sites: list[str], tmp_path
     assert process.returncode == 2
     assert b"--resume" in error
     assert processes_that_name(str(tmp_path)) == []
+
+
+def heed_interruptions() -> None:
+    """Undo what a shell does to what it starts in the background, and so to these tests: it lets SIGINT be ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def processes_that_name(text: str) -> list[str]:
