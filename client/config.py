@@ -50,7 +50,18 @@ class ServerSpec(Settings):
     ca_certificate: Path | None = Field(
         default=None, description="PEM file with the certificate that the coordinator is checked against"
     )
-    private_key: Path | None = Field(default=None, description="file with this site's own private key")
+    private_key: Path | None = Field(
+        default=None,
+        description="file with this site's own private key; beside it lies what else belongs to the membership, "
+        "so every federation needs a folder of its own",
+    )
+    federation: str | None = Field(default=None, description="the federation's name; `gliorn-client enroll` writes it")
+    federation_id: str | None = Field(
+        default=None, description="tells federations of one name apart; `gliorn-client enroll` writes it"
+    )
+    max_bandwidth_mbit: float | None = Field(
+        default=None, gt=0, description="megabits per second that this site sends and receives at most, on average"
+    )
 
     @field_validator("address")
     @classmethod
@@ -84,6 +95,16 @@ class SiteConfig(Settings):
         default=None, ge=1, le=256, description="threads of torch; absent means torch's own choice"
     )
     disclosure: DisclosureSpec = Field(default_factory=DisclosureSpec)
+    studies: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{16,64}$")], ...] = Field(
+        default=(),
+        description="digests of the studies that this site takes part in, at least the first 16 digits of each; "
+        "`gliorn-client accept` is the other way to consent",
+    )
+    working_hours: tuple[str, ...] | None = Field(
+        default=None,
+        description="when this site computes, in its local time, such as "
+        '["mon-fri 19:00-07:00", "sat,sun 00:00-24:00"]; absent means always',
+    )
     server: ServerSpec | None = None
 
     @field_validator("label_map")

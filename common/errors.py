@@ -42,6 +42,12 @@ class DisclosureError(GliornError):
     code = "disclosure"
 
 
+class ConsentError(GliornError):
+    """The hospital has not agreed to the study."""
+
+    code = "consent"
+
+
 class TrainingError(GliornError):
     """Local training did not end in a usable model, for example because the loss is not finite."""
 

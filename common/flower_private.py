@@ -6,11 +6,20 @@ Flower may change them in any release, so they stand in this one file, and a tes
 from copy import deepcopy
 
 from flwr.app import Context, Message, RecordDict
+from flwr.cli.build import build_fab_from_files
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["NodeInfo", "Run", "assign_message_id", "copy_of_message", "new_context", "take_server_identity"]
+__all__ = [
+    "NodeInfo",
+    "Run",
+    "assign_message_id",
+    "build_fab_from_files",
+    "copy_of_message",
+    "new_context",
+    "take_server_identity",
+]
 
 
 def take_server_identity(*, run_id: int, node_id: int) -> None:

@@ -1,19 +1,16 @@
 """`gliorn-server`: what a coordinator types."""
 
 import argparse
-import json
 import sys
+import traceback
 from collections.abc import Sequence
-from dataclasses import asdict
-from datetime import UTC, datetime
-from pathlib import Path
 
 from common.errors import GliornError
-from server.report import write_report
-from server.run_folder import RunFolder
-from server.run_status import RunStatus, read_status, status_lines
+from server.commands import report, status
 
-DONE, OPERATORS_FAULT = 0, 2
+COMMANDS = (status, report)
+
+DONE, OUR_FAULT, OPERATORS_FAULT = 0, 1, 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,22 +20,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments without the program's name; those of this process by default.
 
     Returns:
-        0 done, 2 for what the operator can mend (one message on stderr). Our own faults end with a traceback and 1.
+        0 done, 1 for a fault of this program, 2 for what the operator can mend (one message on stderr).
     """
     arguments = _parser().parse_args(argv)
-    folder = RunFolder(arguments.run)
     try:
-        match arguments.command:
-            case "report":
-                print(write_report(folder))
-                print("Next: open it in a browser, or print it; it is one file and asks nothing of any network.")
-            case "status":
-                status = read_status(folder)
-                print(_as_json(status) if arguments.json else "\n".join(status_lines(status, now=datetime.now(UTC))))
+        return int(arguments.command(arguments))
     except GliornError as error:
-        print(f"gliorn-server {arguments.command}: {error}", file=sys.stderr)
+        print(f"gliorn-server {arguments.name}: {error}", file=sys.stderr)
         return OPERATORS_FAULT
-    return DONE
+    except OSError as error:
+        if error.filename is None:
+            traceback.print_exc()
+            return OUR_FAULT
+        reason = error.strerror or type(error).__name__
+        print(
+            f"gliorn-server {arguments.name}: {error.filename}: {reason}; look at the file and its rights",
+            file=sys.stderr,
+        )
+        return OPERATORS_FAULT
+    except KeyboardInterrupt:
+        print(f"gliorn-server {arguments.name}: stopped", file=sys.stderr)
+        return OPERATORS_FAULT
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,22 +48,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="gliorn-server",
         description="The coordinator of a federation. Research use only.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    report = commands.add_parser(
-        "report", help="write report.html of a run that has ended", description="Write report.html of a run anew."
-    )
-    status = commands.add_parser(
-        "status", help="say how far a run is", description="Say how far a run is, and what went wrong so far."
-    )
-    for command in (report, status):
-        command.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
-    status.add_argument("--json", action="store_true", help="as JSON, for a script")
+    commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add(commands)
     return parser
-
-
-def _as_json(status: RunStatus) -> str:
-    values = asdict(status) | {"changed_at": status.changed_at.isoformat(timespec="seconds")}
-    return json.dumps(values, indent=1)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,9 @@ from common.study import Study, parse_study
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 """What the name of a run's folder looks like; it is also the run's name in messages."""
 
+Wish = Literal["run", "pause", "stop"]
+"""What the coordinator wants of a run: that it goes on, waits after the round it is in, or ends there."""
+
 
 @dataclass(frozen=True)
 class Participants:
@@ -70,6 +73,9 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.replies = path / "replies"
         self.model = path / "model"
+        self.wish = path / "wish.json"
+        self.server_app_lock = path / "serverapp.lock"
+        self.log = path / "run.log"
 
     @property
     def name(self) -> str:
@@ -86,6 +92,17 @@ class RunFolder:
             raise ConfigError(f"{self.path}: no study.yaml in it, expected the folder of a run; check the path")
         return parse_study(self.study.read_text(encoding="utf-8"), origin=str(self.study))
 
+    def read_wish(self) -> Wish:
+        """What the coordinator wants of this run; "run" where nothing was said."""
+        try:
+            return _WISH.validate_json(self.wish.read_bytes())
+        except (OSError, ValidationError):  # a run without a server that starts and stops it
+            return "run"
+
+    def write_wish(self, wish: Wish) -> None:
+        """Say what is wanted of this run from now on; the run heeds it at the end of a round."""
+        write_json(self.wish, wish)
+
     def read_participants(self) -> Participants:
         """The sites of this run; raises ConfigError if the file is absent or was damaged."""
         try:
@@ -97,6 +114,7 @@ class RunFolder:
 
 
 _PARTICIPANTS = TypeAdapter(Participants)
+_WISH: TypeAdapter[Wish] = TypeAdapter(Wish)
 
 
 def create_run_folder(path: Path, *, study_text: str, participants: Participants) -> RunFolder:

@@ -89,7 +89,7 @@ class _SuperLink:
 
     def run(self, name: str) -> None:
         """Submit the run and wait for its end."""
-        bundle = files("server") / "flower_app"
+        bundle = files("common") / "flower_app"
         with as_file(bundle) as folder:
             submitted = self.cli("run", str(folder), FEDERATION, "--run-config", f'{RUN_KEY}="{name}"')
         run_id = str(submitted["run-id"])

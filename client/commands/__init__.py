@@ -1,0 +1,1 @@
+"""The commands of `gliorn-client`, one module each: `add` describes it and names the function that does it."""

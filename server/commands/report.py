@@ -1,0 +1,21 @@
+"""`gliorn-server report`: writes the report of a run that has ended."""
+
+import argparse
+
+from server.commands.places import add_run_argument, run_folder
+from server.report import write_report
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Describe the command."""
+    parser = commands.add_parser(
+        "report", help="write report.html of a run that has ended", description="Write report.html of a run anew."
+    )
+    add_run_argument(parser)
+    parser.set_defaults(command=_report)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    print(write_report(run_folder(arguments)))
+    print("Next: open it in a browser, or print it; it is one file and asks nothing of any network.")
+    return 0
