@@ -9,6 +9,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+BACKDATED = timedelta(hours=1)
+"""Certificates count from this long before they were made, for sites whose clocks are a little behind."""
+
 
 @dataclass(frozen=True)
 class CertificateAuthority:
@@ -36,11 +39,11 @@ def make_certificate_authority(name: str, *, now: datetime, lifetime: timedelta)
 
     Args:
         name: Common name.
-        now: Begin of its validity, with time zone.
-        lifetime: How long it is valid.
+        now: When it is made, with time zone.
+        lifetime: How long it is valid from then on.
     """
     key = ec.generate_private_key(ec.SECP384R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    subject = _common_name(name)
     usage = x509.KeyUsage(
         digital_signature=False,
         content_commitment=False,
@@ -55,6 +58,7 @@ def make_certificate_authority(name: str, *, now: datetime, lifetime: timedelta)
     certificate = (
         _builder(subject, subject, key.public_key(), now=now, lifetime=lifetime)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(usage, critical=True)
         .sign(key, hashes.SHA384())
     )
@@ -69,26 +73,32 @@ def make_server_certificate(
     Args:
         authority: Signs it.
         hosts: Names and addresses under which sites reach the coordinator.
-        now: Begin of its validity, with time zone.
-        lifetime: How long it is valid.
+        now: When it is made, with time zone.
+        lifetime: How long it is valid from then on.
 
     Returns:
         The certificate and its private key, both PEM.
     """
     key = ec.generate_private_key(ec.SECP384R1())
     issuer = x509.load_pem_x509_certificate(authority.certificate).subject
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])])
+    subject = _common_name(hosts[0])
+    issuer_key_id = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
     certificate = (
         _builder(subject, issuer, key.public_key(), now=now, lifetime=lifetime)
         .add_extension(x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(issuer_key_id, critical=False)
         .sign(authority.key, hashes.SHA384())
     )
-    private_key = key.private_bytes(
+    return certificate.public_bytes(serialization.Encoding.PEM), private_key_pem(key)
+
+
+def private_key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A private key as PEM (PKCS 8), unencrypted: the file's rights guard it."""
+    return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    return certificate.public_bytes(serialization.Encoding.PEM), private_key
 
 
 def make_site_key_pair() -> KeyPair:
@@ -99,6 +109,11 @@ def make_site_key_pair() -> KeyPair:
     )
     public_key = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     return KeyPair(private_key, public_key + b"\n")
+
+
+def _common_name(name: str) -> x509.Name:
+    """A subject; X.509 allows 64 characters, and what is checked stands in the alternative names."""
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
 
 
 def _builder(
@@ -115,7 +130,7 @@ def _builder(
         .issuer_name(issuer)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now)
+        .not_valid_before(now - BACKDATED)
         .not_valid_after(now + lifetime)
     )
 

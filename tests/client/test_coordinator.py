@@ -208,7 +208,7 @@ def test_authority_that_the_kit_does_not_know_is_refused_before_anything_is_said
     other = make_certificate_authority("two", now=NOW, lifetime=timedelta(days=9))
     kit.ca_certificate.write_bytes(other.certificate)
 
-    with pytest.raises(HelloError, match="is not the coordinator that .* vouches for .*proxy that opens TLS") as error:
+    with pytest.raises(HelloError, match=r"is not the coordinator that .* vouches for .*proxy that opens TLS") as error:
         say_hello(kit, CONFIG, now=NOW)
 
     assert error.value.fault == "certificate"
@@ -239,7 +239,7 @@ def test_nobody_at_the_address_is_unreachable(tmp_path: Path) -> None:
         silent.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
         kit = a_kit(tmp_path, f"127.0.0.1:{silent.getsockname()[1]}", AUTHORITY.certificate)
 
-        with pytest.raises(HelloError, match="cannot be reached .*firewall") as error:
+        with pytest.raises(HelloError, match=r"cannot be reached .*firewall") as error:
             say_hello(kit, CONFIG, now=NOW)
 
     assert error.value.fault == "unreachable"
@@ -327,7 +327,7 @@ def test_proxy_that_cannot_be_used_is_a_fault_of_the_environment(
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", proxy)
 
-    with pytest.raises(HelloError, match="cannot be used .* write it as http://host:port in HTTPS_PROXY"):
+    with pytest.raises(HelloError, match=r"cannot be used .* write it as http://host:port in HTTPS_PROXY"):
         say_hello(kit, CONFIG, now=NOW)
 
 
