@@ -15,17 +15,17 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.config import read_site_config
+from client.kit import SITE_CONFIG_KEY
 from client.site import Site
 from client.time_limit import time_limit
 from common.errors import ConfigError, DataError, DisclosureError, GliornError
-from common.messages import read_describe_task, read_evaluate_task, read_train_task, reply_records
+from common.messages import ping_records, read_describe_task, read_evaluate_task, read_train_task, reply_records
 from common.study import Study
 from common.tasks import Failure, Reply
 
-log = logging.getLogger(__name__)
+__all__ = ["SITE_CONFIG_KEY", "app"]
 
-SITE_CONFIG_KEY = "site-config"
-"""Flower node setting: path of the site's configuration."""
+log = logging.getLogger(__name__)
 
 _CODES_OF_CHECK = (ConfigError.code, DataError.code, DisclosureError.code)
 """Codes of what `gliorn-client check` finds as well."""
@@ -37,6 +37,12 @@ app = ClientApp()
 def describe(message: Message, context: Context) -> Message:
     """Say what this site brings to the study."""
     return _answer(message, lambda: _site(context, read_describe_task(message.content).study).describe())
+
+
+@app.query("ping")
+def ping(message: Message, context: Context) -> Message:
+    """Say that this site has done all it was sent before, for it does one thing after the other."""
+    return Message(ping_records(), reply_to=message)
 
 
 @app.train()

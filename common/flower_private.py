@@ -8,11 +8,13 @@ from copy import deepcopy
 from flwr.app import Context, Message, RecordDict
 from flwr.cli.build import build_fab_from_files
 from flwr.proto.node_pb2 import NodeInfo
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 __all__ = [
     "NodeInfo",
+    "ObjectPushError",
     "Run",
     "assign_message_id",
     "build_fab_from_files",

@@ -38,6 +38,9 @@ PROTOCOL = 1
 MESSAGE_TYPES = {DescribeTask: "query.describe", TrainTask: "train", EvaluateTask: "evaluate"}
 """Flower's message type for each task; the part after the dot names the handler."""
 
+PING_TYPE = "query.ping"
+"""Message type of a ping, which asks nothing but an answer."""
+
 MAX_FAILURE_CODE = 40
 """Longest code of a failure. Codes are constant names, so a longer text is refused."""
 
@@ -72,6 +75,11 @@ def task_records(task: DescribeTask | TrainTask | EvaluateTask) -> RecordDict:
     if not isinstance(task, DescribeTask):
         records[_KEY_STATE] = _array_record(task.state)
     return records
+
+
+def ping_records() -> RecordDict:
+    """A ping, or the answer to one, as Flower records."""
+    return RecordDict({_KEY_TASK: ConfigRecord({"protocol": PROTOCOL})})
 
 
 def read_describe_task(records: RecordDict) -> DescribeTask:

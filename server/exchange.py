@@ -1,22 +1,40 @@
 """Sends one message to each of several sites and hands on the replies as they come, over Flower's public Grid.
 
 Flower's own `send_and_receive` returns all replies at once and waits on sites that are gone. This loop asks for one
-reply at a time, never asks for the reply of a node that is not connected (asking is what makes Flower give up on it),
-sends again what a restart of the site or a lost connection swallowed, and stops at the deadline.
+site's reply at a time, never asks for the reply of a node that is not connected (asking is what makes Flower give up
+on it), sends again what a restart of the site or a lost connection swallowed, and stops at the deadline.
+
+What a restart swallowed, Flower does not say: a message counts as delivered as soon as a SuperNode has fetched it. So a
+site that was away, or that has been silent for long, is sent a ping. A SuperNode does one thing after the other: a site
+that answers the ping while its reply is missing has lost its work.
 """
 
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from common.bundle import read_refusal
+from common.flower_private import NodeInfo
+from common.messages import PING_TYPE, ping_records
+from server.patient_grid import PatientGrid, Pull
+
 log = logging.getLogger(__name__)
 
 MAX_TRIES = 3
+PING_AFTER_S = 60.0
+"""Silence after which a site is asked whether it still works; doubled each time, so that pings do not pile up."""
+
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.005, 0.5
+PULL_PATIENCE_S = 10.0
+"""How long the loop stands by an upload before it looks after the other sites meanwhile."""
+
+MAX_STALLED = 2
+"""Uploads that may be under way in the background; each may hold a model in memory."""
+
 TRANSPORT_ERRORS = {
     3: "the message expired on its way",
     4: "the reply was lost on its way",
@@ -25,15 +43,10 @@ TRANSPORT_ERRORS = {
 }
 """Flower's error codes after which sending again can help (flwr 1.41, `flwr.common.constant.ErrorCode`)."""
 
+LOST_PINGS = {3, 4, 5}
+"""Error codes of a ping that tell nothing of the site: it was lost."""
 
-@dataclass
-class _Slot:
-    site: str
-    node: int
-    tries: int = 0
-    message_id: str | None = None
-    done: bool = False
-    failure: str = "no reply before the deadline"
+NO_REPLY = "no reply before the deadline"
 
 
 def collect(
@@ -51,7 +64,7 @@ def collect(
 
     A site that is connected is waited for until the deadline, also if it then loses its connection. A site that is not
     connected is sent its message as soon as it comes, but once the others are done nobody waits for it, unless fewer
-    replies than `enough` are there.
+    replies than `enough` are there. Time in which Flower's SuperLink was down puts off the deadline.
 
     Args:
         grid: Flower's Grid.
@@ -66,52 +79,172 @@ def collect(
     Returns:
         The reason for each site that gave no usable reply.
     """
-    deadline = time.monotonic() + timeout_s
+    link = PatientGrid(grid)
+    started = time.monotonic()
+
+    def left_s() -> float:
+        return started + timeout_s + link.lost_s - time.monotonic()
+
+    def message(node: int, message_type: str, content: RecordDict) -> Message:
+        return Message(content, node, message_type, ttl=max(left_s(), 1.0), group_id=group)
+
     slots = [_Slot(site, nodes[site]) for site in sorted(nodes)]
     pause = FIRST_PAUSE_S
-    while time.monotonic() < deadline:
-        online = {node.node_id for node in grid.get_nodes()}
-        unsent = [slot for slot in slots if not slot.done and slot.message_id is None and slot.node in online]
-        for slot in unsent:
-            left_s = max(deadline - time.monotonic(), 1.0)
-            message = Message(content, slot.node, message_type, ttl=left_s, group_id=group)
-            slot.message_id = next(iter(grid.push_messages([message])), None)
-            slot.tries += 1
+    while left_s() > 0:
+        online = link.nodes()
         progressed = False
         for slot in slots:
-            if slot.done or slot.message_id is None or slot.node not in online:
+            slot.is_connected = slot.node in online
+            if not slot.done and slot.message_id is None and slot.is_connected:
+                slot.sent(link.send(message(slot.node, message_type, content)), online[slot.node])
+        for slot in slots:
+            if slot.done or slot.message_id is None:
                 continue
-            for message in grid.pull_messages([slot.message_id]):
-                _take(slot, message, on_reply)
-                progressed = True
-                break  # one message, one reply: a second one would be handed on twice
+            info = online.get(slot.node)
+            if slot.should_ping(info):
+                slot.pinged(link.send(message(slot.node, PING_TYPE, ping_records())), info)
+            if slot.pull is None:
+                if slot.done or info is None or sum(other.pull is not None for other in slots) >= MAX_STALLED:
+                    continue
+                slot.pull = link.pull(slot.waits_for())
+                slot.pull.wait(min(PULL_PATIENCE_S, max(left_s(), 0.0)))
+            progressed |= slot.take(on_reply)
         pause = FIRST_PAUSE_S if progressed else min(2 * pause, LONGEST_PAUSE_S)
         if not _worth_waiting(slots, enough):
             break
-        time.sleep(min(pause, max(deadline - time.monotonic(), 0.0)))
-    for slot in slots:
-        if not slot.done and slot.message_id is None:
-            slot.failure = "not connected"
-    return {slot.site: slot.failure for slot in slots if slot.failure}
+        time.sleep(min(pause, max(left_s(), 0.0)))
+    return {slot.site: slot.failure or slot.state() for slot in slots if slot.failure or not slot.done}
 
 
-def _worth_waiting(slots: list[_Slot], enough: int) -> bool:
+def _worth_waiting(slots: list["_Slot"], enough: int) -> bool:
     if all(slot.done for slot in slots):
         return False
     num_replies = sum(slot.done and not slot.failure for slot in slots)
     return num_replies < enough or any(slot.tries > 0 and not slot.done for slot in slots)
 
 
-def _take(slot: _Slot, message: Message, on_reply: Callable[[str, RecordDict], None]) -> None:
-    if message.has_content():
-        slot.done, slot.failure = True, ""
-        on_reply(slot.site, message.content)
-        return
-    code = message.error.code
-    reason = TRANSPORT_ERRORS.get(code)
-    if reason is not None and slot.tries < MAX_TRIES:
-        log.warning("%s: %s, sending again", slot.site, reason)
-        slot.message_id = None
-        return
-    slot.done = True
-    slot.failure = reason or f"the site's program failed (Flower error {code})"
+@dataclass
+class _Slot:
+    """How far one site is.
+
+    Attributes:
+        tries: How often it was sent the message.
+        message_id: The message it is to answer; None if it is to be sent one.
+        ping_id: The ping it has not answered; None if there is none.
+        activated: When Flower last saw its SuperNode connect, as told when the message or the ping was sent. Empty
+            where nodes are no SuperNodes: those may do several things at a time, and are not pinged.
+        ping_at: When silence has been long enough for a ping.
+        pull: The request for its reply that is under way.
+        failure: Why there is no usable reply; empty if there is one or nothing is known yet.
+    """
+
+    site: str
+    node: int
+    tries: int = 0
+    message_id: str | None = None
+    ping_id: str | None = None
+    activated: str = ""
+    is_connected: bool = False
+    ping_at: float = 0.0
+    ping_pause_s: float = field(default_factory=lambda: PING_AFTER_S)
+    pull: Pull | None = None
+    done: bool = False
+    failure: str = ""
+
+    def sent(self, message_id: str | None, info: NodeInfo) -> None:
+        """Note that the message was sent; without a number, Flower does not know the node any more."""
+        if message_id is None:
+            return
+        self.message_id, self.ping_id = message_id, None
+        self.tries += 1
+        self.activated = info.last_activated_at if info.name else ""
+        self._expect_ping()
+
+    def should_ping(self, info: NodeInfo | None) -> bool:
+        """Whether to ask the site if it still works."""
+        if not self.activated:
+            return False
+        was_away = info is not None and info.last_activated_at != self.activated
+        return was_away or time.monotonic() > self.ping_at
+
+    def pinged(self, ping_id: str | None, info: NodeInfo | None) -> None:
+        """Note that a ping was sent."""
+        if ping_id is None:
+            self._fail("no longer registered with the federation")
+            return
+        self.ping_id = ping_id
+        if info is not None:
+            self.activated = info.last_activated_at
+        self._expect_ping()
+
+    def _expect_ping(self) -> None:
+        self.ping_at = time.monotonic() + self.ping_pause_s
+        self.ping_pause_s *= 2
+
+    def waits_for(self) -> list[str]:
+        """The messages it has not answered, to be asked for at once: then a reply never comes after its ping's."""
+        return [number for number in (self.message_id, self.ping_id) if number is not None]
+
+    def take(self, on_reply: Callable[[str, RecordDict], None]) -> bool:
+        """Take what the request under way has brought, if it has come to its end; True if that is news."""
+        if self.pull is None or not self.pull.wait(0.0):
+            return False
+        pull, self.pull = self.pull, None
+        replies = pull.replies()
+        if replies is None:
+            self.ping_at = 0.0  # what the failed request had fetched is gone
+            return False
+        reply = replies.get(self.message_id or "")
+        if reply is not None:
+            self._take_reply(reply, on_reply)
+            return True
+        answer = replies.get(self.ping_id or "")
+        if answer is None:
+            return False
+        self.ping_id = None
+        if answer.has_content() or answer.error.code not in LOST_PINGS:
+            self._send_again("the work was lost when the site was restarted or cut off")
+        else:
+            self.ping_at = 0.0
+        return True
+
+    def _take_reply(self, reply: Message, on_reply: Callable[[str, RecordDict], None]) -> None:
+        if reply.has_content():
+            if reply.metadata.src_node_id != self.node:  # Flower 1.41 refuses such a reply as well
+                self._fail("the reply came from another node")
+                return
+            self.done = True
+            on_reply(self.site, reply.content)
+            return
+        reason = TRANSPORT_ERRORS.get(reply.error.code)
+        if reason is not None:
+            self._send_again(reason)
+            return
+        refusal = read_refusal(reply.error.reason or "")
+        if refusal is not None:
+            self._fail(
+                f"runs another version: its bundle is {refusal.installed[:12]}, the coordinator's "
+                f"{refusal.offered[:12]}; both sides need the same version"
+            )
+        else:
+            self._fail(f"the site's program failed (Flower error {reply.error.code})")
+
+    def _send_again(self, reason: str) -> None:
+        if self.tries >= MAX_TRIES:
+            self._fail(reason)
+            return
+        log.warning("%s: %s, sending again", self.site, reason)
+        self.message_id, self.ping_id = None, None
+
+    def _fail(self, reason: str) -> None:
+        self.done, self.failure = True, reason
+
+    def state(self) -> str:
+        """Why there is no reply at the deadline."""
+        if self.tries == 0:
+            return "not connected"
+        if self.pull is not None:
+            return "its reply was still on its way at the deadline"
+        if self.activated and not self.is_connected:
+            return "lost its connection and did not come back before the deadline"
+        return NO_REPLY

@@ -7,16 +7,19 @@ from collections.abc import Callable
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
-from common.errors import ProtocolError
+from common.errors import ConsentError, ProtocolError
+from common.flower_private import NodeInfo
 from common.messages import MESSAGE_TYPES, read_manifest, task_records
 from common.study import Study
 from common.tasks import DescribeTask, Failure, SiteManifest
 from server.exchange import collect
+from server.patient_grid import PatientGrid
 from server.run_folder import Participants
 
 log = logging.getLogger(__name__)
 
 MAX_DESCRIBE_TRIES = 3
+"""How often a site that cannot take part is asked again until it connects anew, which is what mending it ends with."""
 
 
 class Membership:
@@ -24,6 +27,9 @@ class Membership:
 
     A node is taken for the site that the coordinator registered it as (`NodeInfo.name`), never for what its replies
     claim. Only in a federation on one machine, where nodes have no names, does the manifest's name count.
+
+    A site that was enrolled anew is another node under the same name. It takes the place of the old node as soon as
+    that one is gone.
 
     Attributes:
         manifests: What each joined site brings.
@@ -35,7 +41,8 @@ class Membership:
         self._grid = grid
         self._study = study
         self._participants = participants
-        self._tries: dict[int, int] = {}
+        self._tries: dict[tuple[int, str], int] = {}
+        self._grid_calls = PatientGrid(grid)
         self.manifests: dict[str, SiteManifest] = {}
         self.nodes: dict[str, int] = {}
         self.problems: dict[str, str] = dict.fromkeys(participants.sites, "never connected")
@@ -59,15 +66,20 @@ class Membership:
 
         def take(key: str, records: RecordDict) -> None:
             site = self._site_of(key)
+            info = unknown[key]
             try:
                 reply = read_manifest(records)
                 if isinstance(reply, Failure):
+                    if reply.code == ConsentError.code:  # may be given at any time, so asking has no end
+                        self._refuse(site, f"has not consented to this study ({self._study.digest[:12]})")
+                        return
                     raise ProtocolError(f"cannot take part: {reply.code}")
                 name = site or reply.site
-                self._admit(name, unknown[key], reply)
+                self._admit(name, info.node_id, reply)
                 on_join(name)
             except ProtocolError as error:
-                self._tries[unknown[key]] = self._tries.get(unknown[key], 0) + 1
+                connection = (info.node_id, info.last_activated_at)
+                self._tries[connection] = self._tries.get(connection, 0) + 1
                 self._refuse(site, str(error))
 
         failures = collect(
@@ -75,7 +87,7 @@ class Membership:
             task_records(DescribeTask(self._study)),
             message_type=MESSAGE_TYPES[DescribeTask],
             group="describe",
-            nodes=unknown,
+            nodes={key: info.node_id for key, info in unknown.items()},
             timeout_s=timeout_s,
             enough=0,
             on_reply=take,
@@ -83,18 +95,19 @@ class Membership:
         for key, reason in failures.items():
             self._refuse(self._site_of(key), reason)
 
-    def _unknown_nodes(self) -> dict[str, int]:
+    def _unknown_nodes(self) -> dict[str, NodeInfo]:
         """Connected nodes worth asking: by registered name, or by number where names are claimed."""
+        online = self._grid_calls.nodes()
         known = set(self.nodes.values())
         unknown = {}
-        for info in self._grid.get_nodes():
+        for info in sorted(online.values(), key=lambda info: info.last_activated_at):
             node = info.node_id
-            if node in known or self._tries.get(node, 0) >= MAX_DESCRIBE_TRIES:
+            if node in known or self._tries.get((node, info.last_activated_at), 0) >= MAX_DESCRIBE_TRIES:
                 continue
             if self._participants.identity == "claimed":
-                unknown[f"#{node}"] = node
-            elif info.name in self._participants.sites:
-                unknown[info.name] = node
+                unknown[f"#{node}"] = info
+            elif info.name in self._participants.sites and self.nodes.get(info.name) not in online:
+                unknown[info.name] = info
         return unknown
 
     def _site_of(self, key: str) -> str | None:
@@ -107,7 +120,7 @@ class Membership:
             )
         if name not in self._participants.sites:
             raise ProtocolError(f"{name!r} is not among the sites of this run: {', '.join(self._participants.sites)}")
-        if name in self.nodes:
+        if name in self.nodes and self._participants.identity == "claimed":
             raise ProtocolError(f"{name!r} has joined already from another node; give every site a name of its own")
         if manifest.study_digest != self._study.digest:
             raise ProtocolError(

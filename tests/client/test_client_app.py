@@ -14,7 +14,14 @@ from client.app import SITE_CONFIG_KEY, app
 from client.site import Site
 from common.errors import ConfigError, DataError, TrainingError
 from common.flower_private import new_context, take_server_identity
-from common.messages import read_evaluate_reply, read_manifest, read_train_reply, task_records
+from common.messages import (
+    PING_TYPE,
+    ping_records,
+    read_evaluate_reply,
+    read_manifest,
+    read_train_reply,
+    task_records,
+)
 from common.model import initial_state
 from common.study import parse_study
 from common.tasks import (
@@ -52,6 +59,12 @@ def ask(
 
     assert reply.has_content()
     return reply.content
+
+
+def test_ping_is_answered_with_nothing_of_the_site() -> None:
+    answer = ask(ping_records(), PING_TYPE, site_config=None)
+
+    assert answer == ping_records()
 
 
 def failure_of(content: RecordDict) -> str:

@@ -1,12 +1,19 @@
 """Sending and collecting over a Grid that is scripted tick by tick; a tick passes whenever it is asked who is there."""
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
+import httpx
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
+from common.bundle import BundleRefusal
 from common.flower_private import NodeInfo, Run, assign_message_id, take_server_identity
+from common.messages import PING_TYPE, ping_records
+from server import exchange as module
+from server import patient_grid
 from server.exchange import MAX_TRIES, TRANSPORT_ERRORS, collect
 
 CONTENT = RecordDict({"task": ConfigRecord({"x": 1})})
@@ -237,3 +244,357 @@ def test_time_is_over_before_it_began() -> None:
 
 def test_no_site_is_no_work() -> None:
     assert exchange(ScriptedGrid(always(), {}), {}, enough=0) == ([], {})
+
+
+# --- sites that are restarted, cut off, or gone -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ticks that pass quickly."""
+    monkeypatch.setattr(module, "LONGEST_PAUSE_S", 0.01)
+
+
+@dataclass
+class SuperNode:
+    """A site behind a real SuperNode: it fetches one message at a time, and what it has fetched is not sent again.
+
+    Attributes:
+        work_ticks: How long it works on a message that is no ping.
+        restarts: Ticks before which it is killed and started again; what it works on is lost.
+        away: Ticks at which it is cut off from the SuperLink, but works on.
+        unregistered_at: Tick from which on the SuperLink does not know it any more.
+    """
+
+    work_ticks: int = 4
+    restarts: tuple[int, ...] = ()
+    away: range = range(0)
+    unregistered_at: int = 10**9
+    activation: int = 0
+    waiting: list[Message] = field(default_factory=list)
+    work: Message | None = None
+    work_left: int = 0
+    finished: list[Message] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+
+class SuperLinkGrid(ScriptedGrid):
+    """What Flower 1.41 does with messages to SuperNodes, as far as it matters for what is lost."""
+
+    def __init__(self, nodes: Mapping[int, SuperNode]) -> None:
+        super().__init__(always(), {})
+        self.nodes = nodes
+        self.replies: dict[str, Message] = {}
+
+    def get_nodes(self) -> list[NodeInfo]:
+        self.tick += 1
+        for node in self.nodes.values():
+            self._live(node)
+        return [
+            NodeInfo(node_id=number, name=f"site {number}", last_activated_at=f"time {node.activation}")
+            for number, node in self.nodes.items()
+            if self.tick not in node.away and self.tick < node.unregistered_at
+        ]
+
+    def _live(self, node: SuperNode) -> None:
+        if self.tick in node.restarts:
+            node.work = None
+            node.activation += 1
+        if node.away and self.tick == node.away.stop:
+            node.activation += 1
+        if node.work is not None:
+            node.work_left -= 1
+            if node.work_left <= 0:
+                content = ping_records() if node.work.metadata.message_type == PING_TYPE else OK
+                node.finished.append(Message(content, reply_to=node.work))
+                node.work = None
+        if self.tick in node.away:
+            return
+        for reply in node.finished:
+            self.replies[reply.metadata.reply_to_message_id] = reply
+        node.finished.clear()
+        if node.work is None and node.waiting:
+            node.work = node.waiting.pop(0)
+            node.work_left = 1 if node.work.metadata.message_type == PING_TYPE else node.work_ticks
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        ids = []
+        for message in messages:
+            node = self.nodes[message.metadata.dst_node_id]
+            if self.tick >= node.unregistered_at:
+                ids.append("")
+                continue
+            assign_message_id(message, f"message {len(self.sent)}")
+            self.sent.append(message)
+            node.waiting.append(message)
+            node.asked.append(message.metadata.message_type)
+            ids.append(message.metadata.message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        return [self.replies.pop(number) for number in message_ids if number in self.replies]
+
+
+@pytest.mark.usefixtures("quick")
+def test_site_that_is_restarted_between_two_looks_is_noticed_and_sent_its_work_again() -> None:
+    grid = SuperLinkGrid({1: SuperNode(), 2: SuperNode(restarts=(4,))})
+
+    replied, failures = exchange(grid, {"a": 1, "b": 2}, timeout_s=20)
+
+    assert sorted(replied) == ["a", "b"]
+    assert failures == {}
+    assert grid.nodes[1].asked == ["train"]
+    assert grid.nodes[2].asked == ["train", PING_TYPE, "train"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_site_that_is_restarted_before_it_fetched_its_work_is_not_sent_it_twice() -> None:
+    grid = SuperLinkGrid({1: SuperNode(restarts=(2,))})
+
+    replied, failures = exchange(grid, {"a": 1}, timeout_s=20)
+
+    assert (replied, failures) == (["a"], {})
+    assert grid.nodes[1].asked == ["train", PING_TYPE]
+
+
+@pytest.mark.usefixtures("quick")
+def test_site_that_is_restarted_again_while_it_is_asked_is_asked_again() -> None:
+    grid = SuperLinkGrid({1: SuperNode(restarts=(4, 6))})  # the second restart swallows the ping
+
+    replied, failures = exchange(grid, {"a": 1}, timeout_s=20)
+
+    assert (replied, failures) == (["a"], {})
+    assert grid.nodes[1].asked == ["train", PING_TYPE, PING_TYPE, "train"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_site_that_was_cut_off_but_worked_on_is_not_sent_its_work_again() -> None:
+    grid = SuperLinkGrid({1: SuperNode(work_ticks=12, away=range(4, 9))})
+
+    replied, failures = exchange(grid, {"a": 1}, timeout_s=20)
+
+    assert (replied, failures) == (["a"], {})
+    assert grid.nodes[1].asked == ["train", PING_TYPE]
+
+
+@pytest.mark.usefixtures("quick")
+def test_site_that_finished_while_it_was_cut_off_hands_in_its_reply() -> None:
+    grid = SuperLinkGrid({1: SuperNode(work_ticks=3, away=range(3, 12))})
+
+    replied, failures = exchange(grid, {"a": 1}, timeout_s=20)
+
+    assert (replied, failures) == (["a"], {})
+    assert grid.nodes[1].asked.count("train") == 1
+
+
+def test_work_that_was_lost_without_a_sign_is_found_out_by_the_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PING_AFTER_S", 0.1)
+    grid = SuperLinkGrid({1: SuperNode()})
+    grid.nodes[1].work_ticks = 2
+
+    def lose_what_was_fetched_first(messages: Iterable[Message]) -> list[str]:
+        ids = SuperLinkGrid.push_messages(grid, messages)
+        if len(grid.sent) == 1:
+            grid.nodes[1].waiting.clear()
+        return ids
+
+    monkeypatch.setattr(grid, "push_messages", lose_what_was_fetched_first)
+
+    replied, failures = exchange(grid, {"a": 1}, timeout_s=20)
+
+    assert (replied, failures) == (["a"], {})
+    assert grid.nodes[1].asked.count("train") == 2
+
+
+@pytest.mark.usefixtures("quick")
+def test_site_that_loses_its_work_again_and_again_is_given_up() -> None:
+    grid = SuperLinkGrid({1: SuperNode(restarts=tuple(range(4, 1000, 5)))})
+
+    replied, failures = exchange(grid, {"a": 1}, timeout_s=60)
+
+    assert replied == []
+    assert failures == {"a": "the work was lost when the site was restarted or cut off"}
+    assert grid.nodes[1].asked.count("train") == MAX_TRIES
+
+
+def test_site_that_stays_away_is_named_as_such() -> None:
+    grid = SuperLinkGrid({1: SuperNode(), 2: SuperNode(away=range(3, 10**9))})
+
+    replied, failures = exchange(grid, {"a": 1, "b": 2}, timeout_s=0.5)
+
+    assert replied == ["a"]
+    assert failures == {"b": "lost its connection and did not come back before the deadline"}
+
+
+def test_nobody_waits_until_the_deadline_for_a_site_that_was_revoked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PING_AFTER_S", 0.1)
+    grid = SuperLinkGrid({1: SuperNode(), 2: SuperNode(unregistered_at=3)})
+
+    replied, failures = exchange(grid, {"a": 1, "b": 2}, timeout_s=3600)
+
+    assert replied == ["a"]
+    assert failures == {"b": "no longer registered with the federation"}
+
+
+def test_site_of_another_version_is_named_by_the_digests_of_both_bundles_alone() -> None:
+    refusal = BundleRefusal(installed="ab" * 32, offered="cd" * 32)
+
+    class Refusing(ScriptedGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+            replies = super().pull_messages(message_ids)
+            text = f"ClientApp raised: {refusal.to_text()} in /data/Miller"
+            return [
+                Message(Error(2, text), reply_to=message)
+                for message in self.sent
+                if any(reply.metadata.reply_to_message_id == message.metadata.message_id for reply in replies)
+            ]
+
+    replied, failures = exchange(Refusing(always(1), {1: [2]}), {"a": 1})
+
+    assert replied == []
+    assert failures == {
+        "a": "runs another version: its bundle is abababababab, the coordinator's cdcdcdcdcdcd; "
+        "both sides need the same version"
+    }
+
+
+# --- replies that are not what they seem ------------------------------------------------------------------------------
+
+
+def test_reply_to_another_message_is_not_handed_on() -> None:
+    class Replaying(ScriptedGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+            replies = super().pull_messages(message_ids)
+            earlier = Message(CONTENT, 1, "train", ttl=60.0, group_id="6")
+            assign_message_id(earlier, "round 6")
+            return [Message(OK, reply_to=earlier), *replies]
+
+    replied, failures = exchange(Replaying(always(1), {1: [None]}), {"a": 1}, timeout_s=0.2)
+
+    assert replied == []
+    assert failures == {"a": "no reply before the deadline"}
+
+
+def test_reply_from_another_node_than_the_one_asked_is_refused() -> None:
+    class Impersonating(ScriptedGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+            replies = super().pull_messages(message_ids)
+            for reply in replies:
+                reply.metadata.__dict__["_src_node_id"] = 99
+            return replies
+
+    replied, failures = exchange(Impersonating(always(1), {1: [OK]}), {"a": 1})
+
+    assert replied == []
+    assert failures == {"a": "the reply came from another node"}
+
+
+# --- a SuperLink that is away or fails, uploads that stall ------------------------------------------------------------
+
+
+def http_error(status: int) -> httpx.HTTPStatusError:
+    request = httpx.Request("POST", "https://127.0.0.1/v1/runtime/pull-messages")
+    return httpx.HTTPStatusError("no", request=request, response=httpx.Response(status, request=request))
+
+
+class FailingGrid(ScriptedGrid):
+    """Fails at the first call of each kind."""
+
+    def __init__(self, error: Exception, nodes: tuple[int, ...]) -> None:
+        super().__init__(always(*nodes), {node: [OK] for node in nodes})
+        self._error = error
+        self._failed: set[str] = set()
+
+    def _fail_once(self, call: str) -> None:
+        if call not in self._failed:
+            self._failed.add(call)
+            raise self._error
+
+    def get_nodes(self) -> list[NodeInfo]:
+        self._fail_once("get")
+        return super().get_nodes()
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        self._fail_once("push")
+        return super().push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        self._fail_once("pull")
+        return super().pull_messages(message_ids)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(http_error(500), id="the SuperLink's database is locked or its disk full"),
+        pytest.param(http_error(429), id="too many requests"),
+        pytest.param(httpx.ConnectError("[SSL] record layer failure"), id="cut within TLS"),
+    ],
+)
+def test_failures_of_the_superlink_that_pass_do_not_end_a_round(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patient_grid, "FIRST_PAUSE_S", 0.01)
+
+    replied, failures = exchange(FailingGrid(error, (1, 2)), {"a": 1, "b": 2})
+
+    assert sorted(replied) == ["a", "b"]
+    assert failures == {}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(http_error(404), id="not what we take it for"),
+        pytest.param(httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed"), id="another SuperLink"),
+    ],
+)
+def test_lasting_failures_of_the_superlink_end_the_run(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        exchange(FailingGrid(error, (1,)), {"a": 1})
+
+
+def test_time_in_which_the_superlink_was_down_puts_off_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patient_grid, "OUTAGE_S", 0.1)
+    monkeypatch.setattr(patient_grid, "FIRST_PAUSE_S", 0.6)
+
+    replied, failures = exchange(FailingGrid(http_error(500), (1,)), {"a": 1}, timeout_s=0.5)
+
+    assert (replied, failures) == (["a"], {})
+
+
+class StallingGrid(ScriptedGrid):
+    """The upload of one node's reply hangs until it is let go."""
+
+    def __init__(self, stalls: int, nodes: tuple[int, ...]) -> None:
+        super().__init__(always(*nodes), {node: [OK] for node in nodes})
+        self._stalls = stalls
+        self.let_go = threading.Event()
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        numbers = list(message_ids)
+        if numbers[0].startswith(f"{self._stalls}/"):
+            self.let_go.wait(60)
+        return super().pull_messages(numbers)
+
+
+def test_upload_that_hangs_holds_up_neither_the_others_nor_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PULL_PATIENCE_S", 0.05)
+    grid = StallingGrid(1, (1, 2, 3))
+
+    replied, failures = exchange(grid, {"a": 1, "b": 2, "c": 3}, timeout_s=1.0)
+    grid.let_go.set()
+
+    assert sorted(replied) == ["b", "c"]
+    assert failures == {"a": "its reply was still on its way at the deadline"}
+
+
+def test_upload_that_is_slow_is_taken_when_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PULL_PATIENCE_S", 0.05)
+    grid = StallingGrid(1, (1, 2))
+    threading.Timer(0.5, grid.let_go.set).start()
+
+    replied, failures = exchange(grid, {"a": 1, "b": 2})
+
+    assert replied == ["b", "a"]
+    assert failures == {}

@@ -1,14 +1,16 @@
 """Which node is which site: what the coordinator registered counts, and not what a reply claims."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
 import pytest
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.app import SITE_CONFIG_KEY
+from common.bundle import BundleRefusal
+from common.flower_private import NodeInfo, assign_message_id
 from common.messages import read_manifest, reply_records
 from common.study import Study, parse_study
 from common.tasks import Failure, SiteManifest
@@ -186,3 +188,142 @@ def test_manifest_of_a_real_site_is_the_one_that_is_read(hospitals: dict[str, Pa
     assert joined(members) == ["a", "b", "c"]
     assert members.manifests["c"].num_patients == {"train": (4, 4), "validation": (3, 3), "test": (3, 3)}
     assert read_manifest(reply_records(members.manifests["c"])) == members.manifests["c"]
+
+
+# --- nodes that go, come, and come anew -------------------------------------------------------------------------------
+
+
+class RegisteredNodes(InProcessGrid):
+    """Nodes that the test connects and disconnects; a node's number does not change."""
+
+    def __init__(self, app: ClientApp, nodes: dict[str, str]) -> None:
+        super().__init__(app, {key: {SITE_CONFIG_KEY: key} for key in nodes}, workers=1)
+        self._registered = nodes
+        self.connected: set[str] = set()
+        self.activation = 0
+
+    def get_nodes(self) -> list[NodeInfo]:
+        return [
+            NodeInfo(node_id=info.node_id, name=self._registered[info.name], last_activated_at=str(self.activation))
+            for info in super().get_nodes()
+            if info.name in self.connected
+        ]
+
+
+def rejoin(members: Membership) -> list[str]:
+    names: list[str] = []
+    members.join(timeout_s=5, on_join=names.append)
+    return names
+
+
+def test_site_that_was_away_at_the_beginning_is_in_the_next_round() -> None:
+    grid = RegisteredNodes(DescribingClientApp(manifest), {"a": "a", "b": "b"})
+    members = Membership(grid, STUDY, Participants(("a", "b"), "registered", "network"))
+    grid.connected = {"a"}
+    members.wait_and_join(timeout_s=0.1, on_join=lambda name: None)
+    assert members.problems == {"b": "never connected"}
+
+    grid.connected = {"a", "b"}
+
+    assert rejoin(members) == ["b"]
+    assert sorted(members.nodes) == ["a", "b"]
+
+
+def test_site_that_missed_rounds_is_not_asked_again_what_it_brings() -> None:
+    app = DescribingClientApp(manifest)
+    grid = RegisteredNodes(app, {"a": "a", "b": "b"})
+    members = Membership(grid, STUDY, Participants(("a", "b"), "registered", "network"))
+    grid.connected = {"a", "b"}
+    rejoin(members)
+
+    grid.connected = {"a"}
+    rejoin(members)
+    grid.connected = {"a", "b"}
+    rejoin(members)
+
+    assert sorted(app.asked) == ["a", "b"]
+    assert sorted(members.nodes) == ["a", "b"]
+
+
+def test_site_that_was_enrolled_anew_takes_the_place_of_its_old_node() -> None:
+    app = DescribingClientApp(lambda key: manifest("a"))
+    grid = RegisteredNodes(app, {"old": "a", "new": "a"})
+    members = Membership(grid, STUDY, Participants(("a",), "registered", "network"))
+    grid.connected = {"old"}
+    rejoin(members)
+    old = members.nodes["a"]
+
+    grid.connected = {"old", "new"}
+    assert rejoin(members) == []  # both are there: nothing changes
+    grid.connected = {"new"}
+    assert rejoin(members) == ["a"]
+
+    assert members.nodes["a"] != old
+    assert app.asked == ["old", "new"]
+
+
+def test_site_that_was_enrolled_anew_must_bring_the_same_patients() -> None:
+    app = DescribingClientApp(lambda key: manifest("a", cohort={"old": "c", "new": "d"}[key]))
+    grid = RegisteredNodes(app, {"old": "a", "new": "a"})
+    members = Membership(grid, STUDY, Participants(("a",), "registered", "network"))
+    grid.connected = {"old"}
+    rejoin(members)
+    before = {"a": {str(split): digest for split, digest in members.manifests["a"].cohort_digests.items()}}
+
+    grid.connected = {"new"}
+    rejoin(members)
+    members.require_unchanged_cohorts(before)
+
+    assert members.nodes == {}
+    assert members.problems == {"a": "its patients are not those it began the run with"}
+
+
+def test_site_that_has_not_consented_is_asked_until_it_does() -> None:
+    consented = False
+    app = DescribingClientApp(lambda node: manifest(node) if consented else Failure("consent"))
+    members = membership(app, ("a",), expected=("a",))
+    for _ in range(MAX_DESCRIBE_TRIES + 2):
+        assert rejoin(members) == []
+    assert members.problems == {"a": f"has not consented to this study ({STUDY.digest[:12]})"}
+
+    consented = True
+
+    assert rejoin(members) == ["a"]
+    assert members.problems == {}
+
+
+def test_site_that_was_mended_and_started_again_is_asked_however_often_it_failed() -> None:
+    mended = False
+    app = DescribingClientApp(lambda node: manifest(node) if mended else Failure("data"))
+    grid = RegisteredNodes(app, {"a": "a"})
+    members = Membership(grid, STUDY, Participants(("a",), "registered", "network"))
+    grid.connected = {"a"}
+    for _ in range(MAX_DESCRIBE_TRIES + 1):
+        rejoin(members)
+    mended = True
+    assert rejoin(members) == []
+
+    grid.activation += 1
+
+    assert rejoin(members) == ["a"]
+
+
+def test_site_of_another_version_is_named_with_both_digests() -> None:
+    class Guarded(InProcessGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+            text = f"refused: {BundleRefusal('ab' * 32, 'cd' * 32).to_text()}"
+            return [self._refusal(number, text) for number in message_ids]
+
+        def _refusal(self, number: str, text: str) -> Message:
+            message = Message(RecordDict(), 2, "query.describe")
+            assign_message_id(message, number)
+            return Message(Error(2, text), reply_to=message)
+
+    grid = Guarded(DescribingClientApp(manifest), {"a": {SITE_CONFIG_KEY: "a"}}, workers=1)
+    members = Membership(grid, STUDY, Participants(("a",), "registered", "network"))
+
+    assert rejoin(members) == []
+    assert members.problems == {
+        "a": "runs another version: its bundle is abababababab, the coordinator's cdcdcdcdcdcd; "
+        "both sides need the same version"
+    }

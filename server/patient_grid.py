@@ -1,0 +1,127 @@
+"""Flower's Grid for a round loop that must outlast a SuperLink that is away, busy or failing.
+
+Flower's own Grid (flwr 1.41, `HttpGrid`) tries for ever while nobody listens or a proxy answers 502 to 504. Everything
+else it raises: a full disk or a locked database (500), a connection cut within TLS. None of these ends a run here.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import httpx
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from common.flower_private import NodeInfo, ObjectPushError
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+OUTAGE_S = 5.0
+"""A call that takes longer than this has waited for the SuperLink."""
+
+_T = TypeVar("_T")
+_FAILURES = (httpx.HTTPStatusError, httpx.TransportError, ObjectPushError)
+
+
+class Pull:
+    """One request for replies, on a thread of its own.
+
+    Flower waits inside the request while a site is still uploading its reply, and up to three minutes for a site that
+    died in the middle of it; meanwhile the loop looks after the other sites.
+    """
+
+    def __init__(self, grid: Grid, message_ids: Sequence[str]) -> None:
+        self._grid = grid
+        self._message_ids = message_ids
+        self._messages: list[Message] = []
+        self._error: BaseException | None = None
+        # A daemon, so that an upload that nobody waits for any more does not keep the program from ending.
+        self._thread = threading.Thread(target=self._run, name="pull", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._messages = list(self._grid.pull_messages(list(self._message_ids)))
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that asks for the result
+            self._error = error
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the end, at most so long; True if it has come."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def replies(self) -> dict[str, Message] | None:
+        """What came, by the message it replies to, each once; None if the SuperLink failed and one should ask again."""
+        if self._error is not None:
+            if not _passes(self._error):
+                raise self._error
+            log.warning("Flower's SuperLink failed while replies were fetched (%s), asking again", _name(self._error))
+            return None
+        replies: dict[str, Message] = {}
+        for message in self._messages:
+            replies.setdefault(message.metadata.reply_to_message_id, message)
+        return replies
+
+
+class PatientGrid:
+    """Calls to a Grid that are repeated until the SuperLink is well again.
+
+    Attributes:
+        lost_s: Seconds that passed in waiting for the SuperLink: no site could deliver anything in this time.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self.lost_s = 0.0
+
+    def nodes(self) -> dict[int, NodeInfo]:
+        """The connected nodes."""
+        return {info.node_id: info for info in self._patiently(lambda: list(self._grid.get_nodes()))}
+
+    def send(self, message: Message) -> str | None:
+        """Send one message; returns its number, or None if Flower does not know its node any more."""
+        # Repeating is safe: the number of a message is a digest of it, and what has arrived is not stored twice.
+        numbers = self._patiently(lambda: list(self._grid.push_messages([message])))
+        return numbers[0] if numbers and numbers[0] else None
+
+    def pull(self, message_ids: Sequence[str]) -> Pull:
+        """Begin to ask for replies."""
+        return Pull(self._grid, message_ids)
+
+    def _patiently(self, call: Callable[[], _T]) -> _T:
+        started = time.monotonic()
+        pause = FIRST_PAUSE_S
+        while True:
+            try:
+                result = call()
+                break
+            except _FAILURES as error:
+                if not _passes(error):
+                    raise
+                log.warning("Flower's SuperLink failed (%s), trying again in %.0f s", _name(error), pause)
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+        if (took := time.monotonic() - started) > OUTAGE_S:
+            log.warning("Flower's SuperLink kept the run waiting for %.0f s", took)
+            self.lost_s += took
+        return result
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether a failure is one of the SuperLink that may pass, and not the end of this run or a lasting refusal."""
+    match error:
+        case httpx.HTTPStatusError():
+            return error.response.status_code >= 500 or error.response.status_code == httpx.codes.TOO_MANY_REQUESTS
+        case httpx.TransportError():
+            # A SuperLink that came back with another authority: only a new ServerApp is told of it.
+            return "CERTIFICATE_VERIFY_FAILED" not in str(error)
+    return isinstance(error, ObjectPushError)
+
+
+def _name(error: BaseException) -> str:
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"HTTP status {error.response.status_code}"
+    return type(error).__name__
