@@ -6,6 +6,9 @@ from pathlib import Path
 from client.config import SiteConfig
 from common.errors import ConfigError
 
+SITE_CONFIG_KEY = "site-config"
+"""Flower node setting: path of the site's configuration."""
+
 
 @dataclass(frozen=True)
 class Kit:
@@ -43,6 +46,36 @@ class Kit:
     def journal(self) -> Path:
         """What left the site: one JSON object a line, for each answer."""
         return self.folder / "journal.jsonl"
+
+    @property
+    def node_settings(self) -> Path:
+        """What the SuperNode hands to the ClientApp: where the site's configuration lies. Written at each start."""
+        return self.flower_home / "node.toml"
+
+    @property
+    def node(self) -> Path:
+        """The coordinator's number for this site while it is connected."""
+        return self.flower_home / "node.json"
+
+    @property
+    def superexec_secret(self) -> Path:
+        """What SuperNode and SuperExec know each other by; new at each start."""
+        return self.flower_home / "superexec.secret"
+
+    @property
+    def guard(self) -> Path:
+        """Folder of the programs that Flower finds at this site; see `client.guard`."""
+        return self.flower_home / "programs"
+
+    @property
+    def task_lock(self) -> Path:
+        """Held by a ClientApp while it lives."""
+        return self.flower_home / "task.lock"
+
+    @property
+    def client_lock(self) -> Path:
+        """Held by the `gliorn-client` that is connected with this key."""
+        return self.folder / "client.lock"
 
     @property
     def flower_log(self) -> Path:
