@@ -187,17 +187,26 @@ def require_allowed(config: SiteConfig, study: Study, cohort: PreparedCohort) ->
     Raises:
         DisclosureError: If it has too few training patients, or the study counts scores too finely for it.
     """
+    faults = disclosure_faults(config, study, cohort)
+    if faults:
+        raise DisclosureError("\n".join(faults))
+
+
+def disclosure_faults(config: SiteConfig, study: Study, cohort: PreparedCohort) -> list[str]:
+    """All that the site's own rules have against its taking part in a study."""
+    faults = []
     if study.evaluation.num_bins > config.disclosure.max_bins:
-        raise DisclosureError(
+        faults.append(
             f"{config.name}: the study counts scores in {study.evaluation.num_bins} bins, this site shows at most "
             f"{config.disclosure.max_bins} (disclosure.max_bins); lower evaluation.num_bins in the study"
         )
     num_training, least = cohort.splits["train"].num_patients, config.disclosure.min_patients
     if num_training < least:
-        raise DisclosureError(
+        faults.append(
             f"{config.name}: {num_training} training patients, this site takes part with at least {least} "
             "(disclosure.min_patients in its configuration)"
         )
+    return faults
 
 
 def find_device(name: str) -> torch.device:

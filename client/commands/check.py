@@ -1,80 +1,221 @@
-"""`gliorn-client check` and `prepare`: whether the hospital's data are fit for a study."""
+"""`gliorn-client check` and `prepare`: whether everything that will matter in a round is as it must be."""
 
 import argparse
+import json
+import os
 import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from client.config import SiteConfig, read_site_config
-from common.errors import ConfigError
+from client.kit import Kit, kit_of
+from client.rehearsal.findings import Finding, count_levels
+from common.errors import ConfigError, DataError
 from common.study import Study, parse_study
+
+if TYPE_CHECKING:
+    from common.tasks import SiteManifest
+
+CHECK = """\
+Tries everything that will matter before the first round: the files of the membership, the way to the coordinator, its
+certificate, the clocks, whether the key is admitted, consent, the data, the disks, memory, and real training steps on
+this device, with the time a round will take. Nothing about a single patient leaves this terminal."""
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Describe both commands."""
     site = argparse.ArgumentParser(add_help=False)
     site.add_argument("--site", type=Path, required=True, metavar="FILE", help="this hospital's site.yaml")
-    study = argparse.ArgumentParser(add_help=False)
-    study.add_argument("--study", type=Path, required=True, metavar="FILE", help="the federation's study.yaml")
-    check = commands.add_parser("check", parents=[site, study], help="say whether the data are fit for a study")
+    check = commands.add_parser(
+        "check", parents=[site], help="rehearse everything that will matter in a round", description=CHECK
+    )
+    check.add_argument(
+        "--study", type=Path, metavar="FILE", help="a study.yaml; by default what the coordinator offers"
+    )
+    check.add_argument("--json", action="store_true", help="print all findings as JSON")
     check.set_defaults(command=_check)
-    prepare = commands.add_parser("prepare", parents=[site, study], help="prepare all exams now, not in round 1")
+    prepare = commands.add_parser("prepare", parents=[site], help="prepare all exams now, not in round 1")
+    prepare.add_argument("--study", type=Path, required=True, metavar="FILE", help="the federation's study.yaml")
     prepare.set_defaults(command=_prepare)
     for command in (check, prepare):
         command.add_argument("--workers", type=int, default=1, metavar="N", help="exams worked on side by side (1)")
 
 
-def _check(arguments: argparse.Namespace) -> int:
-    """Everything a site does before its first round, without a coordinator."""
-    from client.site import Site
+class _Telling:
+    """Findings as they come in: kept for the end and, unless they are to be JSON, printed at once."""
 
-    _prepared(arguments)
-    config, study = _read(arguments)
-    site = Site.open(config, study)
-    manifest = site.describe()
-    print(f"{manifest.site}: fit for study {study.name} ({study.digest[:12]}) on {manifest.device}")
-    print("This, and nothing about a single patient, is what the coordinator is told:")
-    for split, (recurrence, necrosis) in manifest.num_patients.items():
-        print(f"  {split}: {recurrence} recurrence + {necrosis} necrosis, {manifest.num_exams[split]} exams")
-    print("  exams that lack a sequence: " + _counts(manifest.missing_sequences))
-    print("  crop centres found by: " + _counts(manifest.crop_centers))
-    print(f"  device: {manifest.device}, torch threads: {manifest.torch_threads}")
-    for split, digest in manifest.cohort_digests.items():
-        print(f"  keyed digest of the {split} cases: {digest}")
-    print(f"  versions: {', '.join(f'{name} {value}' for name, value in manifest.versions.items())}")
-    print(f"Next: gliorn-client --site {arguments.site}")
-    return 0
+    def __init__(self, *, as_json: bool) -> None:
+        self.findings: list[Finding] = []
+        self.manifests: list[SiteManifest] = []
+        self._as_json = as_json
+        self._heading = ""
+
+    def tell(self, findings: Iterable[Finding]) -> None:
+        """Take some findings."""
+        for finding in findings:
+            self.findings.append(finding)
+            if not self._as_json:
+                self._print(finding)
+
+    def _print(self, finding: Finding) -> None:
+        of_study = finding.part in ("data", "computing")
+        heading = f"{finding.part}, study {finding.study}" if of_study else finding.part
+        if heading != self._heading:
+            print(f"{heading}:")
+            self._heading = heading
+        print(f"  {finding.level:<8}{finding.name}: {finding.found}", flush=True)
+        if finding.advice:
+            print(f"          -> {finding.advice}", flush=True)
+
+    def tell_manifest(self, manifest: "SiteManifest", study: Study) -> None:
+        """Take what the coordinator would be told."""
+        self.manifests.append(manifest)
+        if self._as_json:
+            return
+        self._heading = ""
+        print(f"{manifest.site}: fit for study {study.name} ({study.digest[:12]}) on {manifest.device}")
+        print("This, and nothing about a single patient, is what the coordinator is told:")
+        for split, (recurrence, necrosis) in manifest.num_patients.items():
+            print(f"  {split}: {recurrence} recurrence + {necrosis} necrosis, {manifest.num_exams[split]} exams")
+        print("  exams that lack a sequence: " + _counts(manifest.missing_sequences))
+        print("  crop centres found by: " + _counts(manifest.crop_centers))
+        print(f"  device: {manifest.device}, torch threads: {manifest.torch_threads}")
+        for split, digest in manifest.cohort_digests.items():
+            print(f"  keyed digest of the {split} cases: {digest}")
+        print(f"  versions: {', '.join(f'{name} {value}' for name, value in manifest.versions.items())}")
+
+    def end(self, arguments: argparse.Namespace, *, joins: bool) -> int:
+        """Print the sum and the next step, or all as JSON. `joins`: whether site.yaml names a coordinator."""
+        counts = count_levels(self.findings)
+        if self._as_json:
+            values = {
+                "counts": counts,
+                "findings": [asdict(finding) for finding in self.findings],
+                "manifests": [asdict(manifest) for manifest in self.manifests],
+            }
+            print(json.dumps(values, indent=1))
+        else:
+            print(f"{counts['ok']} ok, {_count(counts['warning'], 'warning')}, {_count(counts['FAIL'], 'failure')}")
+            study = f" --study {arguments.study}" if arguments.study else ""
+            if counts["FAIL"]:
+                again = f"gliorn-client check --site {arguments.site}{study}"
+                print(f"Next: do what stands behind -> under each FAIL, then {again}")
+            elif joins:
+                print(f"Next: gliorn-client --site {arguments.site}")
+            else:
+                print(
+                    f"Next: ask the coordinator for an invite; gliorn-client enroll --invite … --site {arguments.site}"
+                )
+        return 2 if counts["FAIL"] else 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    """Rehearse part after part; a later one is rehearsed although an earlier one failed, where that makes sense."""
+    config = read_site_config(arguments.site)
+    named = None if arguments.study is None else _read_study(arguments.study)
+    _require_workers(arguments.workers)
+    if named is None and config.server is None:
+        raise ConfigError(
+            f"--study FILE is missing: {arguments.site} has no server section, so no coordinator can be asked for its "
+            "study; name a study.yaml, or join a federation with `gliorn-client enroll`"
+        )
+    telling = _Telling(as_json=arguments.json)
+    kit: Kit | None = None
+    studies: tuple[Study, ...] = () if named is None else (named,)
+    if config.server is not None:
+        try:
+            kit = kit_of(config, origin=arguments.site)
+        except ConfigError as error:
+            found, _, advice = str(error).partition("; ")
+            telling.tell([Finding("kit", "server", "FAIL", found, advice)])
+    if kit is not None:
+        studies = _rehearse_membership(telling, config, kit, named, arguments.site)
+    for study in studies:
+        _rehearse_study(telling, config, kit, study, arguments)
+    return telling.end(arguments, joins=config.server is not None)
+
+
+def _rehearse_membership(
+    telling: _Telling, config: SiteConfig, kit: Kit, named: Study | None, site_file: Path
+) -> tuple[Study, ...]:
+    """Kit, connection and consent; the studies to go on with."""
+    from client.rehearsal.connection import rehearse_connection
+    from client.rehearsal.studies import studies_to_rehearse
+
+    connection = rehearse_connection(config, kit, environment=os.environ, clock=lambda: datetime.now(UTC))
+    telling.tell(connection.findings)
+    chosen = studies_to_rehearse(config, kit, reply=connection.reply, named=named, site_file=str(site_file))
+    telling.tell(chosen.findings)
+    return chosen.studies
+
+
+def _rehearse_study(
+    telling: _Telling, config: SiteConfig, kit: Kit | None, study: Study, arguments: argparse.Namespace
+) -> None:
+    """Disks, data, and a round's work."""
+    from client.cohort import load_cohort
+    from client.rehearsal.computing import rehearse_computing
+    from client.rehearsal.data import rehearse_data
+    from client.rehearsal.resources import check_disks, model_size
+
+    size = model_size(study)
+    try:
+        num_exams = len(load_cohort(config, study).exams)
+    except (ConfigError, DataError):
+        num_exams = 0  # what is wrong is told with the data
+    disks = check_disks(config, study, num_exams=num_exams, size=size, kit=kit)
+    telling.tell(disks)
+    if any(finding.level == "FAIL" for finding in disks):
+        found = "not tried: preparing the exams would fill the disk"
+        telling.tell([Finding("data", "exams", "warning", found, "make room and run this again", study.name)])
+        return
+    data = rehearse_data(config, study, workers=arguments.workers, on_exam=_show_progress)
+    telling.tell(data.findings)
+    if data.manifest is not None:
+        telling.tell_manifest(data.manifest, study)
+    if not data.prepared:
+        found = "not tried: a step needs prepared patients"
+        telling.tell([Finding("computing", "step", "warning", found, "mend the data and run this again", study.name)])
+    elif not any(finding.name == "device" and finding.level == "FAIL" for finding in data.findings):
+        telling.tell(rehearse_computing(config, arguments.site, study, size=size))
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
-    cached, total = _prepared(arguments)
-    print(f"{total} exams prepared, {cached} of them were in the cache already")
+    from client.prepare import prepare_site
+
+    _require_workers(arguments.workers)
+    study = _read_study(arguments.study)
+    prepared = prepare_site(read_site_config(arguments.site), study, workers=arguments.workers, on_exam=_show_progress)
+    total = sum(split.num_exams for split in prepared.splits.values())
+    print(f"{total} exams prepared, {prepared.num_from_cache} of them were in the cache already")
     print(f"Next: gliorn-client check --site {arguments.site} --study {arguments.study}")
     return 0
 
 
-def _prepared(arguments: argparse.Namespace) -> tuple[int, int]:
-    from client.prepare import prepare_site
-
-    if arguments.workers < 1:
-        raise ConfigError(f"--workers {arguments.workers}: expected a whole number of at least 1")
-    config, study = _read(arguments)
-
-    def on_exam(done: int, total: int) -> None:
-        end = "\n" if done == total else ""
-        if sys.stderr.isatty() or done == total:
-            print(f"\r{done} of {total} exams", end=end, file=sys.stderr, flush=True)
-
-    prepared = prepare_site(config, study, workers=arguments.workers, on_exam=on_exam)
-    return prepared.num_from_cache, sum(split.num_exams for split in prepared.splits.values())
+def _require_workers(workers: int) -> None:
+    if workers < 1:
+        raise ConfigError(f"--workers {workers}: expected a whole number of at least 1")
 
 
-def _read(arguments: argparse.Namespace) -> tuple[SiteConfig, Study]:
+def _show_progress(done: int, total: int) -> None:
+    if sys.stderr.isatty() or done == total:
+        print(f"\r{done} of {total} exams", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+def _read_study(path: Path) -> Study:
     try:
-        text = arguments.study.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--study {arguments.study}: cannot be read ({error}); name a study.yaml in UTF-8") from None
-    return read_site_config(arguments.site), parse_study(text, origin=str(arguments.study))
+        raise ConfigError(f"--study {path}: cannot be read ({error}); name a study.yaml in UTF-8") from None
+    return parse_study(text, origin=str(path))
 
 
 def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
