@@ -6,9 +6,9 @@ import traceback
 from collections.abc import Sequence
 
 from common.errors import GliornError
-from server.commands import report, status
+from server.commands import admit, certs, init, invite, pause, report, run, sites, start, status, stop
 
-COMMANDS = (status, report)
+COMMANDS = (init, invite, admit, sites, certs, start, run, pause, stop, status, report)
 
 DONE, OUR_FAULT, OPERATORS_FAULT = 0, 1, 2
 
