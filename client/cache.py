@@ -3,9 +3,7 @@
 import hashlib
 import json
 import logging
-import os
 import secrets
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from client.preprocessing.pipeline import CENTRE_SOURCES, PREPROCESSING_VERSION, PreparedExam
+from client.private_files import make_private_folder, write_atomically
 from common.errors import ConfigError
 from common.study import PreprocessingSpec
 
@@ -108,55 +107,6 @@ def exam_key(
         "sequences": sequences,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def make_private_folder(folder: Path) -> None:
-    """Make a folder in the cache, and what is missing above it, each for its owner alone whatever the umask.
-
-    Raises:
-        ConfigError: It cannot be made.
-    """
-    try:
-        missing = [above for above in folder.parents if not above.exists()]
-        for each in (*reversed(missing), folder):  # mkdir's own `parents` would take the mode for the last one alone
-            each.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"{folder}: a folder of the cache cannot be made ({error.strerror or error}); name another cache"
-        ) from None
-
-
-def write_atomically(path: Path, data: bytes, *, replace: bool = True) -> None:
-    """Write a file, readable by its owner alone, that is never seen half-written, not even after a power cut.
-
-    Args:
-        path: The file.
-        data: All its bytes.
-        replace: Whether an existing file gives way; else it stays and nothing is written.
-
-    Raises:
-        ConfigError: The file cannot be written.
-    """
-    try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            if replace:
-                os.replace(name, path)
-            else:
-                try:
-                    os.link(name, path)
-                except FileExistsError:
-                    log.debug("another process wrote the file first")
-        finally:
-            Path(name).unlink(missing_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"{path.parent}: cannot be written ({error.strerror or error}); free space or grant write access"
-        ) from None
 
 
 def _digest(key: str, data: bytes) -> bytes:

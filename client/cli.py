@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from client.commands import check
-from client.commands.join import join
+from client.commands.join import add_options, join
 from common.errors import GliornError
 
 COMMANDS = (check,)
@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gliorn-client", description=DESCRIPTION)
     parser.add_argument("--site", type=Path, metavar="FILE", help="this hospital's site.yaml")
+    add_options(parser)
     parser.set_defaults(command=join)
     commands = parser.add_subparsers(title="commands", metavar="")
     for command in COMMANDS:

@@ -1,4 +1,4 @@
-"""What the process of the SuperNode tells the one that supervises it: JSON lines through a pipe."""
+"""What the process of the SuperNode tells the one that supervises it: JSON lines through a pipe, and how it ended."""
 
 import json
 import os
@@ -6,6 +6,11 @@ import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+EXIT_DEAF = 75
+"""The SuperNode's main loop has ended by itself."""
+EXIT_HEARTBEAT = 76
+"""The SuperNode no longer tells the coordinator that it is here."""
 
 EventName = Literal["connected", "lost", "regained", "refused", "busy", "idle", "sent", "crashed", "ended"]
 

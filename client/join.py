@@ -1,25 +1,98 @@
-"""Starts and stops Flower's SuperNode for a site: the process that fetches tasks and starts the ClientApp."""
+"""Puts together what keeps a site in a federation."""
 
 import json
-import os
-import signal
-import socket
+import random
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
-from client.app import SITE_CONFIG_KEY
-from client.cache import make_private_folder, write_atomically
+import httpx
+
 from client.config import SiteConfig
+from client.coordinator import site_key
+from client.flower_private import deactivate_node
+from client.flower_programs import FlowerCommands
+from client.greeting import Greeter
+from client.kit import SITE_CONFIG_KEY, Kit, kit_of
+from client.private_files import make_private_folder, write_atomically
+from client.processes import ProcessLock
+from client.supervisor import Once, Pace, Site, Supervisor
+from client.working_hours import parse_working_hours
 from common.errors import ConfigError
 from common.flower_environment import flower_environment
 
-STOP_GRACE_S = 20.0
-"""Seconds that Flower's programs have to end before they are killed."""
+
+def stay_joined(
+    config: SiteConfig,
+    config_path: Path,
+    *,
+    environment: Mapping[str, str],
+    say: Callable[[str], None],
+    now: Callable[[], datetime],
+    generator: random.Random,
+    once: Once | None = None,
+    pace: Pace | None = None,
+) -> None:
+    """Keep a site in its federation until this process is asked to end. Works in a process's main thread.
+
+    Args:
+        config: The site's configuration.
+        config_path: Where it lies; the ClientApp reads it again for every task.
+        environment: Environment to begin from; proxies that it names are used.
+        say: Takes the lines that a person reads.
+        now: The site's clock, with time zone.
+        generator: Spreads the pauses between attempts.
+        once: Leave after one round; None stays.
+        pace: How patient to be.
+
+    Raises:
+        ConfigError: If the site cannot join, or another process has joined with the same key.
+    """
+    kit = kit_of(config, origin=config_path)
+    make_private_folder(kit.flower_home)
+    lock = ProcessLock(kit.client_lock)
+    if not lock.take():
+        raise ConfigError(
+            f"{kit.folder}: another gliorn-client on this machine is connected with this site's key; end it first, or "
+            "leave it to its work"
+        )
+    greeter = Greeter(kit, config, installed_version=version("gliorn"), now=now)
+    site = Site(
+        name=config.name,
+        commands=FlowerCommands(kit, config, config_path, environment),
+        journal=kit.journal,
+        log=kit.flower_log,
+        greet=greeter.greet,
+        free_node=lambda: free_node(kit),
+        remember_node=lambda node: remember_node(kit, node),
+        hours=None if config.working_hours is None else parse_working_hours(config.working_hours),
+    )
+    Supervisor(site, say=say, generator=generator, now=now, pace=pace, once=once).run()
+    lock.close()
+
+
+def remember_node(kit: Kit, node: int | None) -> None:
+    """Keep the coordinator's number for this site while it is connected; None forgets it."""
+    if node is None:
+        kit.node.unlink(missing_ok=True)
+    else:
+        write_atomically(kit.node, json.dumps({"node": node}).encode())
+
+
+def free_node(kit: Kit) -> None:
+    """Tell the coordinator that the node of an earlier process is gone, if one is remembered and it can be reached."""
+    try:
+        node = int(json.loads(kit.node.read_bytes())["node"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    with suppress(httpx.HTTPError, OSError):  # then the coordinator finds out by itself, within a minute
+        deactivate_node(kit.address, kit.ca_certificate, site_key(kit), node)
+        remember_node(kit, None)
 
 
 def start_supernode(
@@ -29,8 +102,8 @@ def start_supernode(
     port: int,
     environment: Mapping[str, str],
     log: IO[bytes] | None = None,
-) -> subprocess.Popen[bytes]:
-    """Start the SuperNode as the leader of its own process group.
+) -> "subprocess.Popen[bytes]":
+    """Start a SuperNode that nobody supervises, as the leader of its own process group; for simulations.
 
     Args:
         config: The site's configuration, with a server section.
@@ -42,12 +115,7 @@ def start_supernode(
     Raises:
         ConfigError: If the configuration names no server, CA certificate or key.
     """
-    server = config.server
-    if server is None or server.ca_certificate is None or server.private_key is None:
-        raise ConfigError(
-            f"{config_path}: server needs address, ca_certificate and private_key to join a federation; "
-            "ask the coordinator for them"
-        )
+    kit = kit_of(config, origin=config_path)
     home = config.cache / "flower"
     make_private_folder(home)
     # Flower reads node settings as TOML; JSON's quoting of a text is valid TOML.
@@ -55,9 +123,9 @@ def start_supernode(
     write_atomically(node_settings, f"{SITE_CONFIG_KEY} = {json.dumps(str(config_path.resolve()))}\n".encode())
     programs = Path(sys.executable).parent
     command = [
-        *(str(programs / "flower-supernode"), "--superlink", server.address),
-        *("--root-certificates", str(server.ca_certificate)),
-        *("--auth-supernode-private-key", str(server.private_key)),
+        *(str(programs / "flower-supernode"), "--superlink", kit.address),
+        *("--root-certificates", str(kit.ca_certificate)),
+        *("--auth-supernode-private-key", str(kit.private_key)),
         *("--port", str(port), "--node-config", str(node_settings)),
     ]
     return subprocess.Popen(
@@ -68,57 +136,3 @@ def start_supernode(
         stderr=log,
         start_new_session=True,
     )
-
-
-def run_until_stopped(start: Callable[[], subprocess.Popen[bytes]], *, grace_s: float = STOP_GRACE_S) -> int | None:
-    """Start a process group and wait for its end; SIGTERM or SIGINT to this process ends it.
-
-    The signals are caught before the start, so that none of them leaves a process behind. Works in a process's main
-    thread.
-
-    Args:
-        start: Starts the leader of a new process group.
-        grace_s: Seconds between asking the group to end and killing it.
-
-    Returns:
-        The leader's exit status if it ended by itself; None if it was stopped.
-    """
-    stopped_at: float | None = None
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        nonlocal stopped_at
-        stopped_at = time.monotonic() if stopped_at is None else stopped_at
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        process = start()
-        asked = False
-        try:
-            while process.poll() is None:
-                if stopped_at is not None and not asked:
-                    _signal_group(process, signal.SIGTERM)
-                    asked = True
-                if stopped_at is not None and time.monotonic() - stopped_at > grace_s:
-                    break
-                time.sleep(0.2)
-        finally:
-            _signal_group(process, signal.SIGKILL)  # a ClientApp that is blocked outlives its SuperNode
-        status = process.wait()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    return status if stopped_at is None else None
-
-
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    try:
-        os.killpg(process.pid, number)
-    except ProcessLookupError:
-        return
-
-
-def free_port() -> int:
-    """A port of the loopback address that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

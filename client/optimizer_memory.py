@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
-from client.cache import make_private_folder, write_atomically
+from client.private_files import make_private_folder, write_atomically
 
 
 class OptimizerMemory:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 
-from client.cache import ExamCache, exam_key, write_atomically
+from client.cache import ExamCache, exam_key
 from client.cohort import Cohort, load_cohort, missing_counts
 from client.config import SiteConfig
 from client.digests import DigestMemo, file_state, has_settled, sha256_of
 from client.loader import PreparedCohort, assemble_split, count_centres
 from client.preprocessing.pipeline import ExamFiles, PreparedExam, prepare_exam
+from client.private_files import write_atomically
 from client.table import SPLITS, Exam, shortened
 from common.errors import DataError, list_of_faults
 from common.study import PreprocessingSpec, Sequence, Study

@@ -22,7 +22,7 @@ from pathlib import Path
 import httpx
 
 from client.bandwidth import BandwidthLimit
-from client.events import Event, EventWriter
+from client.events import EXIT_DEAF, EXIT_HEARTBEAT, Event, EventWriter
 from client.flower_private import (
     ACTIVATE_NODE,
     HEARTBEAT,
@@ -37,11 +37,6 @@ from client.flower_private import (
     run_supernode,
 )
 from client.processes import ProcessLock, end_with_parent
-
-EXIT_DEAF = 75
-"""The SuperNode's main loop has ended by itself."""
-EXIT_HEARTBEAT = 76
-"""The SuperNode no longer tells the coordinator that it is here."""
 
 LOOK_S = 1.0
 _TASK_LOOK_S = 0.5

@@ -2,27 +2,59 @@
 
 import argparse
 import os
+import random
+from datetime import datetime
 
 from client.config import read_site_config
 from common.errors import ConfigError
 
+DEFAULT_PATIENCE_S = 900.0
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what joining takes besides the site's configuration."""
+    parser.add_argument(
+        "--once", action="store_true", help="take part in one round and leave, for programs that run at given times"
+    )
+    parser.add_argument(
+        "--patience",
+        type=_seconds,
+        default=DEFAULT_PATIENCE_S,
+        metavar="SECONDS",
+        help=f"with --once: leave if no round came in this time (default {DEFAULT_PATIENCE_S:.0f})",
+    )
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError
+    return value
+
 
 def join(arguments: argparse.Namespace) -> int:
     """Join the federation that the site configuration names and stay until stopped."""
-    from client.join import free_port, run_until_stopped, start_supernode
+    from client.join import stay_joined
+    from client.kit import kit_of
+    from client.supervisor import Once
 
     if arguments.site is None:
         raise ConfigError("--site FILE is missing; name this hospital's site.yaml")
     config = read_site_config(arguments.site)
-    if config.server is not None:
-        print(f"{config.name}: joining the federation at {config.server.address}; Ctrl-C leaves", flush=True)
-    status = run_until_stopped(
-        lambda: start_supernode(config, arguments.site, port=free_port(), environment=os.environ)
+    kit = kit_of(config, origin=arguments.site)
+    _say(f"{config.name}: joining the federation at {kit.address}; Ctrl-C leaves")
+    _say(f"what leaves this site: {kit.journal}; Flower's own output: {kit.flower_log}")
+    stay_joined(
+        config,
+        arguments.site.resolve(),
+        environment=os.environ,
+        say=_say,
+        now=lambda: datetime.now().astimezone(),
+        generator=random.Random(),
+        once=Once(arguments.patience) if arguments.once else None,
     )
-    if status is None:
-        print(f"{config.name}: left the federation")
-        return 0
-    raise ConfigError(
-        f"Flower's SuperNode ended with status {status}; its last lines above say why. Frequent reasons: the "
-        "coordinator has not registered this site's key, or another process runs with the same key"
-    )
+    return 0
+
+
+def _say(line: str) -> None:
+    print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}", flush=True)

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from client.cache import ExamCache, write_atomically
+from client.cache import ExamCache
 from client.config import SiteConfig
 from client.digests import SETTLED_NS, DigestMemo, file_state, has_settled, sha256_of
 from client.loader import PreparedCohort
 from client.prepare import prepare_site
 from client.preprocessing.pipeline import PreparedExam
+from client.private_files import write_atomically
 from client.table import SPLITS
 from common.errors import ConfigError, DataError
 from common.study import Study

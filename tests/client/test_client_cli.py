@@ -3,8 +3,6 @@
 import os
 import signal
 import stat
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +11,10 @@ import pytest
 
 from client import cli
 from client.config import ServerSpec, read_site_config
-from client.join import run_until_stopped, start_supernode
+from client.join import start_supernode
 from tests.tiny_hospitals import study_text, write_tiny_hospital
 
 SPLITS = (("train", 2, 1), ("validation", 1, 1), ("test", 1, 1))
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
 
 
 @pytest.fixture
@@ -111,47 +108,6 @@ def test_an_interruption_ends_in_one_line(
     assert status == 2
     assert message in err
     assert err.count("\n") == 1
-
-
-def test_a_signal_before_the_start_leaves_no_process_behind() -> None:
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start() -> subprocess.Popen[bytes]:
-        os.kill(os.getpid(), signal.SIGINT)
-        started.append(subprocess.Popen(["sleep", "60"], start_new_session=True))
-        return started[0]
-
-    status = run_until_stopped(start)
-
-    assert status is None
-    assert started[0].returncode == -signal.SIGTERM
-
-
-def test_a_process_that_does_not_end_is_killed() -> None:
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start() -> subprocess.Popen[bytes]:
-        process = subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, start_new_session=True)
-        started.append(process)
-        assert process.stdout is not None
-        with process.stdout as lines:
-            lines.readline()
-        os.kill(os.getpid(), signal.SIGTERM)
-        return process
-
-    status = run_until_stopped(start, grace_s=0.5)
-
-    assert status is None
-    assert started[0].returncode == -signal.SIGKILL
-
-
-def test_a_process_that_ends_by_itself_gives_its_status() -> None:
-    handler = signal.getsignal(signal.SIGTERM)
-
-    status = run_until_stopped(lambda: subprocess.Popen(["sh", "-c", "exit 3"], start_new_session=True))
-
-    assert status == 3
-    assert signal.getsignal(signal.SIGTERM) is handler
 
 
 @contextmanager
