@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from client.config import SiteConfig, read_site_config
 from client.kit import Kit, kit_of
 from client.rehearsal.findings import Finding, count_levels
+from client.working_hours import parse_working_hours
 from common.errors import ConfigError, DataError
 from common.study import Study, parse_study
 
@@ -131,11 +132,29 @@ def _check(arguments: argparse.Namespace) -> int:
         except ConfigError as error:
             found, _, advice = str(error).partition("; ")
             telling.tell([Finding("kit", "server", "FAIL", found, advice)])
+    telling.tell(_working_hours(config))
     if kit is not None:
         studies = _rehearse_membership(telling, config, kit, named, arguments.site)
     for study in studies:
         _rehearse_study(telling, config, kit, study, arguments)
     return telling.end(arguments, joins=config.server is not None)
+
+
+def _working_hours(config: SiteConfig) -> list[Finding]:
+    """Whether the site's hours can be read, and whether it takes part now."""
+    if config.working_hours is None:
+        return []
+    try:
+        hours = parse_working_hours(config.working_hours)
+    except ValueError as error:
+        advice = 'write such as "mon-fri 19:00-07:00", or leave the setting out'
+        return [Finding("kit", "working hours", "FAIL", f"working_hours: {error}", advice)]
+    now = datetime.now(UTC)
+    change = hours.next_change(now)
+    found = "open now" if hours.is_open(now) else "closed now"
+    if change is not None:
+        found += f", {'closes' if hours.is_open(now) else 'opens'} {change:%A %H:%M}"
+    return [Finding("kit", "working hours", "ok", f"{found}, by this machine's local time")]
 
 
 def _rehearse_membership(

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import ipaddress
+import re
 import socket
 import ssl
 import time
@@ -327,11 +328,18 @@ def _foreign_certificate(certificate: x509.Certificate, route: Route, ca_certifi
             "ask the coordinator for a new invite and enrol again; if it says that nothing changed, somebody is "
             "between: tell IT",
         )
+    trusted = _shown(", ".join(name.rfc4514_string() for name in own))
+    if re.match(r"CN=gliorn .* CA \d+$", issuer):  # how `gliorn-server` names its authorities
+        return RouteError(
+            "TLS",
+            f"a certificate issued by {issuer} was presented, the kit trusts {trusted}: a kit from another federation, "
+            "or the coordinator changed its authority while this site was away",
+            "ask the coordinator for a new invite and enrol again",
+        )
     return RouteError(
         "TLS",
         f"a certificate issued by {issuer} was presented instead of the federation's "
-        f"({_shown(', '.join(name.rfc4514_string() for name in own))}): an intercepting proxy, or a kit from another "
-        "federation",
+        f"({trusted}): an intercepting proxy, or a kit from another federation",
         f"ask IT to exempt {route.address} from TLS inspection; if nothing inspects it, the address is another "
         "federation's than the kit: ask the coordinator for an invite",
     )

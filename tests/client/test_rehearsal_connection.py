@@ -2,13 +2,10 @@
 
 import os
 import socket
-import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.metadata import version
 from pathlib import Path
 
 import httpx
@@ -19,18 +16,10 @@ from client.kit import Kit, kit_of
 from client.rehearsal.connection import Connection, rehearse_connection
 from client.rehearsal.findings import Finding
 from client.rehearsal.route import Route, route_to
-from common.bundle import bundle_digest, installed_bundle
 from common.errors import ConfigError
-from common.hello import HELLO_PATH, HelloFault, HelloRefusal, HelloReply
-from server.provisioning import (
-    CertificateAuthority,
-    make_certificate_authority,
-    make_server_certificate,
-    make_site_key_pair,
-)
-
-YEAR = timedelta(days=365)
-FEDERATION_ID = "0123456789abcdef0123456789abcdef"
+from common.hello import HelloFault
+from server.provisioning import CertificateAuthority, make_certificate_authority, make_site_key_pair
+from tests.tiny_gateway import FEDERATION_ID, YEAR, TinyGateway, TinyServers
 
 
 @pytest.fixture(scope="module")
@@ -45,155 +34,9 @@ def _no_proxy_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.lower(), raising=False)
 
 
-@dataclass
-class Coordinator:
-    """What the tiny gateway answers to a hello."""
-
-    authority: CertificateAuthority
-    port: int = 0
-    fault: HelloFault | None = None
-    status: int | None = None
-    ahead: timedelta = timedelta(0)
-    changes: dict[str, object] = field(default_factory=dict)
-
-    def answer(self) -> tuple[int, str]:
-        time = (datetime.now(UTC) + self.ahead).isoformat()
-        if self.status is not None:
-            return self.status, "{}"
-        if self.fault is not None:
-            return 401, HelloRefusal(fault=self.fault, time=time).model_dump_json()
-        reply = HelloReply(
-            federation="one",
-            federation_id=FEDERATION_ID,
-            site="a",
-            time=time,
-            version=version("gliorn"),
-            bundle_digest=bundle_digest(installed_bundle()),
-            authorities=self.authority.certificate.decode(),
-            studies=(),
-        )
-        return 200, reply.model_copy(update=self.changes).model_dump_json()
-
-
-class _Server(ThreadingHTTPServer):
-    """Serves over TLS where it has a context; a handshake that fails ends that connection alone."""
-
-    context: ssl.SSLContext | None = None
-
-    def finish_request(self, request: object, client_address: object) -> None:
-        assert isinstance(request, socket.socket)
-        if self.context is None:
-            super().finish_request(request, client_address)
-            return
-        with self.context.wrap_socket(request, server_side=True) as secured:
-            super().finish_request(secured, client_address)
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hangs up is expected here."""
-
-
-class Serve:
-    """Starts servers on free ports of the loopback address, and stops all of them."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._running: list[tuple[_Server, threading.Thread]] = []
-
-    def https(
-        self,
-        coordinator: Coordinator,
-        *,
-        signed_by: CertificateAuthority | None = None,
-        begin: timedelta = timedelta(days=-1),
-        lifetime: timedelta = YEAR,
-        hosts: tuple[str, ...] = ("127.0.0.1", "localhost"),
-    ) -> Coordinator:
-        certificate, key = make_server_certificate(
-            signed_by or coordinator.authority, hosts=list(hosts), now=datetime.now(UTC) + begin, lifetime=lifetime
-        )
-        chain = self._folder / f"chain{len(self._running)}.pem"
-        chain.write_bytes(certificate + key)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(chain)
-        coordinator.port = self._start(_hello_handler(coordinator), context)
-        return coordinator
-
-    def http(self, coordinator: Coordinator) -> Coordinator:
-        coordinator.port = self._start(_hello_handler(coordinator), None)
-        return coordinator
-
-    def proxy(self, *, refusal: str | None = None) -> tuple[int, list[str]]:
-        """A proxy that tunnels, or refuses with a status line; its port, and what it was asked for."""
-        asked: list[str] = []
-        return self._start(_proxy_handler(asked, refusal), None), asked
-
-    def _start(self, handler: type[BaseHTTPRequestHandler], context: ssl.SSLContext | None) -> int:
-        server = _Server(("127.0.0.1", 0), handler)
-        server.context = context
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        thread.start()
-        self._running.append((server, thread))
-        return int(server.server_address[1])
-
-    def stop(self) -> None:
-        for server, thread in self._running:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-
-def _hello_handler(coordinator: Coordinator) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
-            status, text = coordinator.answer() if self.path == HELLO_PATH else (404, "")
-            self.send_response(status)
-            self.send_header("content-length", str(len(text.encode())))
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    return Handler
-
-
-def _proxy_handler(asked: list[str], refusal: str | None) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_CONNECT(self) -> None:
-            asked.append(f"{self.path} {self.headers.get('proxy-authorization', 'nobody')}")
-            if refusal is not None:
-                self.wfile.write(f"HTTP/1.1 {refusal}\r\ncontent-length: 0\r\n\r\n".encode())
-                return
-            host, _, port = self.path.rpartition(":")
-            with socket.create_connection((host, int(port)), timeout=10) as onward:
-                self.wfile.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-                back = threading.Thread(target=_pump, args=(onward, self.connection), daemon=True)
-                back.start()
-                _pump(self.connection, onward)
-                back.join(timeout=10)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    return Handler
-
-
-def _pump(source: socket.socket, target: socket.socket) -> None:
-    try:
-        while piece := source.recv(65536):
-            target.sendall(piece)
-        target.shutdown(socket.SHUT_WR)
-    except OSError:
-        return
-
-
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Serve]:
-    servers = Serve(tmp_path)
+def serve(tmp_path: Path) -> Iterator[TinyServers]:
+    servers = TinyServers(tmp_path)
     yield servers
     servers.stop()
 
@@ -213,7 +56,7 @@ class Member:
 
 @pytest.fixture
 def member(tmp_path: Path) -> Callable[..., Member]:
-    def make(coordinator: Coordinator, *, host: str = "127.0.0.1", name: str = "a") -> Member:
+    def make(coordinator: TinyGateway, *, host: str = "127.0.0.1", name: str = "a") -> Member:
         folder = tmp_path / "federation"
         folder.mkdir()
         (folder / "ca.crt").write_bytes(coordinator.authority.certificate)
@@ -248,9 +91,9 @@ def failures(connection: Connection) -> list[str]:
 
 
 def test_a_good_membership_passes_every_step(
-    serve: Serve, authority: CertificateAuthority, member: Callable[..., Member]
+    serve: TinyServers, authority: CertificateAuthority, member: Callable[..., Member]
 ) -> None:
-    coordinator = serve.https(Coordinator(authority))
+    coordinator = serve.https(TinyGateway(authority))
 
     connection = member(coordinator).rehearse()
 
@@ -267,7 +110,7 @@ def test_a_good_membership_passes_every_step(
 
 
 def test_a_name_that_does_not_exist_is_told(authority: CertificateAuthority, member: Callable[..., Member]) -> None:
-    connection = member(Coordinator(authority, port=9092), host="gateway.nowhere.invalid").rehearse()
+    connection = member(TinyGateway(authority, port=9092), host="gateway.nowhere.invalid").rehearse()
 
     assert failures(connection) == ["name"]
     assert "gateway.nowhere.invalid" in one(connection, "name").found
@@ -277,7 +120,7 @@ def test_a_name_that_does_not_exist_is_told(authority: CertificateAuthority, mem
 def test_a_closed_port_is_told(authority: CertificateAuthority, member: Callable[..., Member]) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # bound and not listening: every connection is refused
-        connection = member(Coordinator(authority, port=closed.getsockname()[1])).rehearse()
+        connection = member(TinyGateway(authority, port=closed.getsockname()[1])).rehearse()
 
     assert failures(connection) == ["TCP"]
     assert "nothing listens on port" in one(connection, "TCP").found
@@ -285,9 +128,9 @@ def test_a_closed_port_is_told(authority: CertificateAuthority, member: Callable
 
 
 def test_a_plain_http_server_is_told_as_such(
-    serve: Serve, authority: CertificateAuthority, member: Callable[..., Member]
+    serve: TinyServers, authority: CertificateAuthority, member: Callable[..., Member]
 ) -> None:
-    connection = member(serve.http(Coordinator(authority))).rehearse()
+    connection = member(serve.http(TinyGateway(authority))).rehearse()
 
     assert failures(connection) == ["TLS"]
     assert "a plain-HTTP server answers at 127.0.0.1:" in one(connection, "TLS").found
@@ -304,7 +147,7 @@ def test_a_server_that_hangs_up_in_the_handshake_is_told(
 
         thread = threading.Thread(target=hang_up)
         thread.start()
-        connection = member(Coordinator(authority, port=listener.getsockname()[1])).rehearse()
+        connection = member(TinyGateway(authority, port=listener.getsockname()[1])).rehearse()
         thread.join()
 
     assert failures(connection) == ["TLS"]
@@ -312,9 +155,9 @@ def test_a_server_that_hangs_up_in_the_handshake_is_told(
 
 
 def test_an_expired_certificate_fails(
-    serve: Serve, authority: CertificateAuthority, member: Callable[..., Member]
+    serve: TinyServers, authority: CertificateAuthority, member: Callable[..., Member]
 ) -> None:
-    coordinator = serve.https(Coordinator(authority), begin=timedelta(days=-30, hours=-1), lifetime=timedelta(days=10))
+    coordinator = serve.https(TinyGateway(authority), begin=timedelta(days=-30, hours=-1), lifetime=timedelta(days=10))
 
     connection = member(coordinator).rehearse()
 
@@ -324,20 +167,20 @@ def test_an_expired_certificate_fails(
 
 
 def test_an_authority_that_expired_fails_by_its_file(
-    serve: Serve, authority: CertificateAuthority, member: Callable[..., Member]
+    serve: TinyServers, authority: CertificateAuthority, member: Callable[..., Member]
 ) -> None:
     old = make_certificate_authority("old", now=datetime.now(UTC) - YEAR, lifetime=timedelta(days=300))
 
-    connection = member(serve.https(Coordinator(old))).rehearse()
+    connection = member(serve.https(TinyGateway(old))).rehearse()
 
     assert failures(connection) == ["authority", "TLS"]
     assert "an authority in " in one(connection, "TLS").found
 
 
 def test_a_certificate_from_the_future_points_to_the_clock(
-    serve: Serve, authority: CertificateAuthority, member: Callable[..., Member]
+    serve: TinyServers, authority: CertificateAuthority, member: Callable[..., Member]
 ) -> None:
-    coordinator = serve.https(Coordinator(authority), begin=timedelta(days=2))
+    coordinator = serve.https(TinyGateway(authority), begin=timedelta(days=2))
 
     connection = member(coordinator).rehearse()
 
@@ -346,9 +189,9 @@ def test_a_certificate_from_the_future_points_to_the_clock(
 
 
 def test_a_certificate_that_soon_expires_is_a_warning(
-    serve: Serve, authority: CertificateAuthority, member: Callable[..., Member]
+    serve: TinyServers, authority: CertificateAuthority, member: Callable[..., Member]
 ) -> None:
-    coordinator = serve.https(Coordinator(authority), lifetime=timedelta(days=30))
+    coordinator = serve.https(TinyGateway(authority), lifetime=timedelta(days=30))
 
     connection = member(coordinator).rehearse()
 
@@ -357,9 +200,9 @@ def test_a_certificate_that_soon_expires_is_a_warning(
 
 
 def test_a_certificate_of_another_host_names_its_hosts(
-    serve: Serve, authority: CertificateAuthority, member: Callable[..., Member]
+    serve: TinyServers, authority: CertificateAuthority, member: Callable[..., Member]
 ) -> None:
-    coordinator = serve.https(Coordinator(authority), hosts=("federation.example.org",))
+    coordinator = serve.https(TinyGateway(authority), hosts=("federation.example.org",))
 
     connection = member(coordinator).rehearse()
 
@@ -368,10 +211,10 @@ def test_a_certificate_of_another_host_names_its_hosts(
 
 
 def test_an_intercepting_proxy_is_named_by_its_authority(
-    serve: Serve, authority: CertificateAuthority, member: Callable[..., Member]
+    serve: TinyServers, authority: CertificateAuthority, member: Callable[..., Member]
 ) -> None:
     corporate = make_certificate_authority("Corporate Proxy CA", now=datetime.now(UTC) - YEAR / 2, lifetime=YEAR)
-    coordinator = serve.https(Coordinator(authority), signed_by=corporate)
+    coordinator = serve.https(TinyGateway(authority), signed_by=corporate)
 
     connection = member(coordinator).rehearse()
 
@@ -382,12 +225,24 @@ def test_an_intercepting_proxy_is_named_by_its_authority(
     assert f"exempt 127.0.0.1:{coordinator.port} from TLS inspection" in one(connection, "TLS").advice
 
 
+def test_another_federation_s_authority_is_told_as_such(
+    serve: TinyServers, authority: CertificateAuthority, member: Callable[..., Member]
+) -> None:
+    other = make_certificate_authority("gliorn two CA 1", now=datetime.now(UTC) - YEAR / 2, lifetime=YEAR)
+
+    connection = member(serve.https(TinyGateway(authority), signed_by=other)).rehearse()
+
+    assert failures(connection) == ["TLS"]
+    assert "issued by CN=gliorn two CA 1 was presented" in one(connection, "TLS").found
+    assert "a kit from another federation" in one(connection, "TLS").found
+
+
 def test_an_authority_of_the_same_name_is_told_as_another_federation_s(
-    serve: Serve, authority: CertificateAuthority, member: Callable[..., Member]
+    serve: TinyServers, authority: CertificateAuthority, member: Callable[..., Member]
 ) -> None:
     twin = make_certificate_authority("federation one", now=datetime.now(UTC) - YEAR / 2, lifetime=YEAR)
 
-    connection = member(serve.https(Coordinator(authority), signed_by=twin)).rehearse()
+    connection = member(serve.https(TinyGateway(authority), signed_by=twin)).rehearse()
 
     assert failures(connection) == ["TLS"]
     assert "but is another one" in one(connection, "TLS").found
@@ -406,11 +261,11 @@ def test_what_the_coordinator_knows_of_the_key_is_told(
     fault: HelloFault,
     name: str,
     told: str,
-    serve: Serve,
+    serve: TinyServers,
     authority: CertificateAuthority,
     member: Callable[..., Member],
 ) -> None:
-    connection = member(serve.https(Coordinator(authority, fault=fault))).rehearse()
+    connection = member(serve.https(TinyGateway(authority, fault=fault))).rehearse()
 
     assert failures(connection) == [name]
     assert told in one(connection, name).found
@@ -420,9 +275,9 @@ def test_what_the_coordinator_knows_of_the_key_is_told(
 
 
 def test_a_kit_from_another_federation_fails_by_its_id(
-    serve: Serve, authority: CertificateAuthority, member: Callable[..., Member]
+    serve: TinyServers, authority: CertificateAuthority, member: Callable[..., Member]
 ) -> None:
-    coordinator = serve.https(Coordinator(authority, changes={"federation_id": "f" * 32, "federation": "two"}))
+    coordinator = serve.https(TinyGateway(authority, changes={"federation_id": "f" * 32, "federation": "two"}))
 
     connection = member(coordinator).rehearse()
 
@@ -443,11 +298,11 @@ def test_a_clock_that_is_off_is_measured(
     ahead_s: float,
     level: str,
     told: str,
-    serve: Serve,
+    serve: TinyServers,
     authority: CertificateAuthority,
     member: Callable[..., Member],
 ) -> None:
-    coordinator = serve.https(Coordinator(authority, ahead=timedelta(seconds=ahead_s)))
+    coordinator = serve.https(TinyGateway(authority, ahead=timedelta(seconds=ahead_s)))
 
     clock = one(member(coordinator).rehearse(), "clock")
 
@@ -457,9 +312,9 @@ def test_a_clock_that_is_off_is_measured(
 
 
 def test_a_refusal_for_the_clock_is_told_once_with_the_difference(
-    serve: Serve, authority: CertificateAuthority, member: Callable[..., Member]
+    serve: TinyServers, authority: CertificateAuthority, member: Callable[..., Member]
 ) -> None:
-    coordinator = serve.https(Coordinator(authority, fault="clock", ahead=timedelta(seconds=-120)))
+    coordinator = serve.https(TinyGateway(authority, fault="clock", ahead=timedelta(seconds=-120)))
 
     connection = member(coordinator).rehearse()
 
@@ -468,9 +323,9 @@ def test_a_refusal_for_the_clock_is_told_once_with_the_difference(
 
 
 def test_another_bundle_fails_and_another_version_alone_is_a_warning(
-    serve: Serve, authority: CertificateAuthority, member: Callable[..., Member]
+    serve: TinyServers, authority: CertificateAuthority, member: Callable[..., Member]
 ) -> None:
-    coordinator = serve.https(Coordinator(authority, changes={"version": "9.9", "bundle_digest": "b" * 64}))
+    coordinator = serve.https(TinyGateway(authority, changes={"version": "9.9", "bundle_digest": "b" * 64}))
     site = member(coordinator)
 
     other_bundle = site.rehearse()
@@ -485,9 +340,9 @@ def test_another_bundle_fails_and_another_version_alone_is_a_warning(
 
 
 def test_a_key_admitted_under_another_name_fails(
-    serve: Serve, authority: CertificateAuthority, member: Callable[..., Member]
+    serve: TinyServers, authority: CertificateAuthority, member: Callable[..., Member]
 ) -> None:
-    connection = member(serve.https(Coordinator(authority, changes={"site": "b"}))).rehearse()
+    connection = member(serve.https(TinyGateway(authority, changes={"site": "b"}))).rehearse()
 
     assert failures(connection) == ["admission"]
     assert "write name: b in site.yaml" in one(connection, "admission").advice
@@ -495,30 +350,30 @@ def test_a_key_admitted_under_another_name_fails(
 
 @pytest.mark.parametrize("status", [404, 503])
 def test_an_answer_that_is_no_hello_is_told(
-    status: int, serve: Serve, authority: CertificateAuthority, member: Callable[..., Member]
+    status: int, serve: TinyServers, authority: CertificateAuthority, member: Callable[..., Member]
 ) -> None:
-    connection = member(serve.https(Coordinator(authority, status=status))).rehearse()
+    connection = member(serve.https(TinyGateway(authority, status=status))).rehearse()
 
     assert failures(connection) == ["hello"]
     assert f"HTTP {status}" in one(connection, "hello").found
 
 
 def test_a_new_authority_that_is_rolled_in_is_named(
-    serve: Serve, authority: CertificateAuthority, member: Callable[..., Member]
+    serve: TinyServers, authority: CertificateAuthority, member: Callable[..., Member]
 ) -> None:
     new = make_certificate_authority("federation one, 2nd", now=datetime.now(UTC), lifetime=YEAR)
     both = (authority.certificate + new.certificate).decode()
 
-    connection = member(serve.https(Coordinator(authority, changes={"authorities": both}))).rehearse()
+    connection = member(serve.https(TinyGateway(authority, changes={"authorities": both}))).rehearse()
 
     assert failures(connection) == []
     assert "federation one\\, 2nd" in one(connection, "authorities").found
 
 
 def test_a_key_that_others_can_read_fails_though_the_rest_passes(
-    serve: Serve, authority: CertificateAuthority, member: Callable[..., Member]
+    serve: TinyServers, authority: CertificateAuthority, member: Callable[..., Member]
 ) -> None:
-    site = member(serve.https(Coordinator(authority)))
+    site = member(serve.https(TinyGateway(authority)))
     site.kit.private_key.chmod(0o644)
 
     connection = site.rehearse()
@@ -530,9 +385,9 @@ def test_a_key_that_others_can_read_fails_though_the_rest_passes(
 
 
 def test_a_file_that_is_no_key_fails_and_the_way_is_walked_all_the_same(
-    serve: Serve, authority: CertificateAuthority, member: Callable[..., Member]
+    serve: TinyServers, authority: CertificateAuthority, member: Callable[..., Member]
 ) -> None:
-    site = member(serve.https(Coordinator(authority)))
+    site = member(serve.https(TinyGateway(authority)))
     site.kit.private_key.write_text("-----BEGIN NOTHING-----\n")
 
     connection = site.rehearse()
@@ -543,7 +398,7 @@ def test_a_file_that_is_no_key_fails_and_the_way_is_walked_all_the_same(
 
 
 def test_a_file_without_an_authority_fails(authority: CertificateAuthority, member: Callable[..., Member]) -> None:
-    site = member(Coordinator(authority, port=1))
+    site = member(TinyGateway(authority, port=1))
     site.kit.ca_certificate.write_text("nothing\n")
 
     connection = site.rehearse()
@@ -555,7 +410,7 @@ def test_a_file_without_an_authority_fails(authority: CertificateAuthority, memb
 def test_days_left_of_authorities_are_told(authority: CertificateAuthority, member: Callable[..., Member]) -> None:
     old = make_certificate_authority("old", now=datetime.now(UTC) - YEAR, lifetime=timedelta(days=300))
     soon = make_certificate_authority("soon", now=datetime.now(UTC), lifetime=timedelta(days=20, hours=1))
-    site = member(Coordinator(authority, port=9092), host="nowhere.invalid")
+    site = member(TinyGateway(authority, port=9092), host="nowhere.invalid")
     site.kit.ca_certificate.write_bytes(authority.certificate + soon.certificate + old.certificate)
 
     told = [finding for finding in site.rehearse().findings if finding.name == "authority"]
@@ -568,9 +423,9 @@ def test_days_left_of_authorities_are_told(authority: CertificateAuthority, memb
 
 
 def test_a_proxy_that_tunnels_is_used_and_named(
-    serve: Serve, authority: CertificateAuthority, member: Callable[..., Member], monkeypatch: pytest.MonkeyPatch
+    serve: TinyServers, authority: CertificateAuthority, member: Callable[..., Member], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    coordinator = serve.https(Coordinator(authority))
+    coordinator = serve.https(TinyGateway(authority))
     port, asked = serve.proxy()
     monkeypatch.setenv("HTTPS_PROXY", f"http://user:pass%20word@127.0.0.1:{port}")
 
@@ -592,13 +447,13 @@ def test_a_proxy_that_tunnels_is_used_and_named(
 def test_a_proxy_that_refuses_is_told_with_its_status(
     refusal: str,
     advice: str,
-    serve: Serve,
+    serve: TinyServers,
     authority: CertificateAuthority,
     member: Callable[..., Member],
 ) -> None:
     port, _ = serve.proxy(refusal=refusal)
 
-    connection = member(Coordinator(authority, port=9092)).rehearse({"HTTPS_PROXY": f"http://127.0.0.1:{port}"})
+    connection = member(TinyGateway(authority, port=9092)).rehearse({"HTTPS_PROXY": f"http://127.0.0.1:{port}"})
 
     assert failures(connection) == ["proxy"]
     assert one(connection, "proxy").found.endswith(f"refuses CONNECT to 127.0.0.1:9092: {refusal}")
@@ -606,10 +461,10 @@ def test_a_proxy_that_refuses_is_told_with_its_status(
 
 
 def test_a_proxy_that_intercepts_is_told_through_it(
-    serve: Serve, authority: CertificateAuthority, member: Callable[..., Member]
+    serve: TinyServers, authority: CertificateAuthority, member: Callable[..., Member]
 ) -> None:
     corporate = make_certificate_authority("Corporate Proxy CA", now=datetime.now(UTC) - YEAR / 2, lifetime=YEAR)
-    coordinator = serve.https(Coordinator(authority), signed_by=corporate)
+    coordinator = serve.https(TinyGateway(authority), signed_by=corporate)
     port, asked = serve.proxy()
 
     connection = member(coordinator).rehearse({"https_proxy": f"127.0.0.1:{port}"})
