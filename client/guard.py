@@ -104,4 +104,6 @@ def require_installed_bundle(bundle: bytes) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every call
+    logging.getLogger("flwr").propagate = False  # it has a handler of its own
     main(sys.argv[1:])

@@ -209,6 +209,18 @@ def read_evaluate_reply(records: RecordDict, *, study: Study, has_threshold: boo
     )
 
 
+def sizes_of_records(records: RecordDict) -> dict[str, dict[str, int]]:
+    """For each part of a message its size: "arrays" and "bytes", or "values"."""
+    sizes = {}
+    for name, record in records.items():
+        if isinstance(record, ArrayRecord):
+            sizes[name] = {"arrays": len(record), "bytes": sum(len(array.data) for array in record.values())}
+        else:
+            values = [len(value) if isinstance(value, list) else 1 for value in record.values()]
+            sizes[name] = {"values": sum(values)}
+    return sizes
+
+
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """`gliorn-client --site FILE`, without a command: joins the federation and stays."""
 
 import argparse
+import logging
 import os
 import random
 from datetime import datetime
@@ -40,6 +41,7 @@ def join(arguments: argparse.Namespace) -> int:
 
     if arguments.site is None:
         raise ConfigError("--site FILE is missing; name this hospital's site.yaml")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every call
     config = read_site_config(arguments.site)
     kit = kit_of(config, origin=arguments.site)
     _say(f"{config.name}: joining the federation at {kit.address}; Ctrl-C leaves")

@@ -1,0 +1,46 @@
+"""What the site's journal says of an answer."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from client.journal import Entry, Kind
+from common.tasks import DescribeTask, EvaluateReply, EvaluateTask, Failure, Reply, SiteManifest, TrainReply, TrainTask
+
+
+def entry_of(
+    kind: Kind,
+    task: DescribeTask | TrainTask | EvaluateTask | None,
+    reply: Reply,
+    sent: Mapping[str, Mapping[str, int]],
+) -> Entry:
+    """The entry of an answer.
+
+    Args:
+        kind: What was asked.
+        task: The same; None where it could not be read.
+        reply: What is answered.
+        sent: The size of each of its parts.
+    """
+    facts: dict[str, float | str] = {}
+    match reply:
+        case TrainReply():
+            facts = {"steps": reply.num_steps, "patients": sum(reply.num_patients), "mean_loss": reply.train_loss}
+        case EvaluateReply():
+            facts = {"split": reply.evaluation.split}
+        case SiteManifest():
+            facts = {"patients": sum(reply.num_patients["train"])}
+        case Failure():
+            pass
+    training = task if isinstance(task, TrainTask) else None
+    return Entry(
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        kind=kind,
+        study=task.study.name if task else None,
+        study_digest=task.study.digest if task else None,
+        run=training.run if training else None,
+        round=training.round if training else None,
+        rounds=training.study.rounds if training else None,
+        failure=reply.code if isinstance(reply, Failure) else None,
+        sent=sent,
+        facts=facts,
+    )
