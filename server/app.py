@@ -4,24 +4,28 @@ Which run it is comes with the run's settings as a plain name; where runs lie is
 from the environment.
 """
 
+import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.errors import ConfigError
-from server.federation import Federation, QuorumError
+from common.errors import ConfigError, GliornError
+from server.federation import Federation
+from server.keeper import is_due
+from server.locks import hold
 from server.report import write_report
-from server.run_folder import RUN_NAME, RunFolder
+from server.run_folder import RUN_KEY, RUN_NAME, RUNS_VARIABLE, RunFolder
 
-RUNS_VARIABLE = "GLIORN_RUNS"
-"""Environment variable that names the folder of all runs."""
+log = logging.getLogger(__name__)
 
-RUN_KEY = "run"
-"""Flower run setting that names the run: a folder's name, no path."""
+LOGGED = ("server", "common")
+"""The rooms whose log lines belong to a run."""
 
 app = ServerApp()
 
@@ -36,10 +40,46 @@ def main(grid: Grid, context: Context) -> None:
     if not runs:
         raise ConfigError(f"the environment variable {RUNS_VARIABLE} is not set, expected the folder of all runs")
     folder = RunFolder(Path(runs) / name)
-    federation = Federation(grid, folder, now=lambda: datetime.now(UTC))
+    if not folder.path.is_dir():
+        raise ConfigError(f"{folder.path}: no such folder, expected the folder of a run")
+    otherwise = f"{folder.path}: another process carries this run; it goes on there"
+    with hold(folder.server_app_lock, otherwise=otherwise), _logged_to(folder.log):
+        if folder.wish.is_file() and not is_due(folder):
+            log.warning("started, but nobody wants the run to go on now")
+            return
+        _carry(grid, folder)
+
+
+def _carry(grid: Grid, folder: RunFolder) -> None:
     try:
-        federation.run()
-    except QuorumError:
-        write_report(folder)
+        outcome = Federation(grid, folder, now=lambda: datetime.now(UTC)).run()
+        log.info("the run ended %s", outcome)
+    except GliornError as error:
+        log.error("%s", error)
+        if folder.record.is_file():
+            write_report(folder)
         raise
-    write_report(folder)
+    except Exception:
+        log.exception("a fault of this program")
+        raise
+    if folder.record.is_file():
+        write_report(folder)
+
+
+@contextmanager
+def _logged_to(path: Path) -> Iterator[None]:
+    """Add what the coordinator's side logs to a file: one line for each round and site, warnings, faults."""
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    loggers = [logging.getLogger(name) for name in LOGGED]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+        handler.close()

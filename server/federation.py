@@ -19,10 +19,10 @@ from server.decision import Decision, decide, with_confusion
 from server.evaluation import evaluate_at_sites
 from server.membership import Membership
 from server.pooling import Pool, candidate, pool_evaluations, summary
-from server.record import FinalEvaluation, write_record
+from server.record import FinalEvaluation, manifest_values, stopped_text, write_record
 from server.records import RoundRecord, SiteRound
 from server.rounds import RoundResult, class_weights, run_round
-from server.run_folder import RunFolder
+from server.run_folder import RunFolder, write_json
 from server.status import Phase, StatusBoard
 
 log = logging.getLogger(__name__)
@@ -63,10 +63,11 @@ class Federation:
         self._progress = resumed
 
     def run(self) -> str:
-        """Run to the end, from wherever the folder says the run stands.
+        """Run to the end, from wherever the folder says the run stands, unless the coordinator wishes otherwise.
 
         Returns:
-            "COMPLETE" or "DEGRADED".
+            "COMPLETE" or "DEGRADED"; "PAUSED" where the coordinator wished that, which leaves no record; "INVALID"
+            where the coordinator stopped the run.
 
         Raises:
             QuorumError: If too few sites took part in a round or in the test; the record then says INVALID.
@@ -76,7 +77,11 @@ class Federation:
             self._join()
             state: State = checkpoint.load_state(self._folder, self._progress.round, digest=self._progress.state_digest)
             for round in range(self._progress.round + 1, self._study.rounds + 1):
+                if (ended := self._heed_wish()) is not None:
+                    return ended
                 state = self._run_round(round, state)
+            if (ended := self._heed_wish()) is not None:
+                return ended
             final = self._evaluate_final(state)
         except QuorumError as error:
             self._record(None, error=str(error))
@@ -86,6 +91,26 @@ class Federation:
         self._begin("finished", [])
         return outcome
 
+    def _heed_wish(self) -> str | None:
+        """Leave off between two rounds where the coordinator wishes it; returns how, or None to go on."""
+        match self._folder.read_wish():
+            case "run":
+                return None
+            case "pause":
+                log.info("paused after round %d", self._progress.round)
+                self._begin("paused", [])
+                return "PAUSED"
+            case "stop":
+                return self.stop()
+
+    def stop(self) -> str:
+        """End the run here, with a record that says that the coordinator wished it."""
+        error = stopped_text(self._progress.round)
+        log.warning("%s", error)
+        self._record(None, error=error)
+        self._begin("finished", [])
+        return "INVALID"
+
     def _take_up(self) -> None:
         """Clear away an earlier end. After one without result, sites refused before may come back: they were mended."""
         if not self._folder.record.is_file():
@@ -93,6 +118,7 @@ class Federation:
         if json.loads(self._folder.record.read_text(encoding="utf-8"))["outcome"] == "INVALID":
             self._progress = replace(self._progress, quarantined={})
         self._folder.record.unlink()
+        self._folder.resumption.unlink(missing_ok=True)
 
     # --- who takes part ----------------------------------------------------------------------------------------------
 
@@ -109,6 +135,8 @@ class Federation:
             for site, manifest in self._membership.manifests.items()
         }
         self._progress = replace(self._progress, cohorts=self._progress.cohorts | new)
+        manifests = sorted(self._membership.manifests.items())
+        write_json(self._folder.manifests, {site: manifest_values(manifest) for site, manifest in manifests})
 
     def _nodes(self) -> dict[str, int]:
         """Nodes of the sites that are asked: joined and not quarantined."""
@@ -178,6 +206,8 @@ class Federation:
             seconds=time.monotonic() - started,
         )
         self._progress = checkpoint.commit(self._folder, self._progress, record=record, state=result.state)
+        for name, site in sorted(sites.items()):
+            log.info("round %d, %s: %s", round, name, site.status if site.status == "accepted" else missing[name])
         return result.state
 
     def _consider(self, round: int, pool: Pool) -> None:

@@ -113,6 +113,20 @@ def resume(folder: RunFolder) -> Progress | None:
     Raises:
         ConfigError: If the progress or `rounds.jsonl` was damaged, or the study is another one.
     """
+    progress = read_progress(folder)
+    if progress is None:
+        return None
+    progress = replace(progress, num_resumed=progress.num_resumed + 1)
+    write_json(folder.progress, asdict(progress))
+    return progress
+
+
+def read_progress(folder: RunFolder) -> Progress | None:
+    """The progress of a run; None if no round was committed, not even the initial state.
+
+    Raises:
+        ConfigError: If the progress or `rounds.jsonl` was damaged, or the study is another one.
+    """
     if not folder.progress.is_file():
         return None
     try:
@@ -127,8 +141,6 @@ def resume(folder: RunFolder) -> Progress | None:
             f"{folder.study}: not the study this run was begun with; restore it, or start another run with the new one"
         )
     read_rounds(folder, progress)
-    progress = replace(progress, num_resumed=progress.num_resumed + 1)
-    write_json(folder.progress, asdict(progress))
     return progress
 
 

@@ -94,7 +94,7 @@ def write_record(
         "study": study.model_dump(mode="json"),
         "study_digest": study.digest,
         "classes": list(CLASS_NAMES),
-        "sites": {site: _manifest_values(manifest) for site, manifest in sorted(manifests.items())},
+        "sites": {site: manifest_values(manifest) for site, manifest in sorted(manifests.items())},
         "not_joined": dict(sorted(not_joined.items())),
         "quarantined": dict(sorted(progress.quarantined.items())),
         "missing_in_rounds": participation,
@@ -105,6 +105,11 @@ def write_record(
         record |= _result_values(folder, study, final)
     write_json(folder.record, record)
     return outcome
+
+
+def stopped_text(round: int) -> str:
+    """Why a run has no result that the coordinator stopped."""
+    return f"the coordinator stopped the run after round {round}"
 
 
 def _problems(
@@ -129,7 +134,8 @@ def _problems(
     return problems
 
 
-def _manifest_values(manifest: SiteManifest) -> dict[str, Any]:
+def manifest_values(manifest: SiteManifest) -> dict[str, Any]:
+    """What a site brought, as it stands in the record."""
     values = asdict(manifest)
     del values["site"], values["study_digest"]
     return values

@@ -14,6 +14,12 @@ from common.study import Study, parse_study
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 """What the name of a run's folder looks like; it is also the run's name in messages."""
 
+RUNS_VARIABLE = "GLIORN_RUNS"
+"""Environment variable that tells the ServerApp the folder of all runs."""
+
+RUN_KEY = "run"
+"""Flower run setting that names the run: a folder's name, no path."""
+
 Wish = Literal["run", "pause", "stop"]
 """What the coordinator wants of a run: that it goes on, waits after the round it is in, or ends there."""
 
@@ -26,7 +32,8 @@ class Participants:
         sites: Names of the sites.
         identity: "registered" takes a node's name from the coordinator's registration; "claimed", for a federation on
             one machine, takes it from the site's own manifest.
-        engine: What carries the messages: "in-process", "ray" or "network".
+        engine: What carries the messages: "in-process", "ray" or "network" on one machine, "federation" between real
+            sites.
     """
 
     sites: tuple[str, ...]
@@ -35,12 +42,20 @@ class Participants:
 
 
 def write_atomically(path: Path, payload: bytes) -> None:
-    """Write a file so that a reader, or a restart after a crash, sees the old one or the whole new one."""
+    """Write a file so that a reader, or a restart after a crash, sees the old one or the whole new one.
+
+    Raises:
+        OSError: If it cannot be written, for example because the disk is full; nothing is left of it then.
+    """
     temporary = path.with_name(path.name + ".partial")
-    with temporary.open("wb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)  # half a file would keep the room that is missing
+        raise
     temporary.replace(path)
     _sync_folder(path.parent)
 
@@ -59,7 +74,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 class RunFolder:
-    """Paths in the folder of one run, and reading of what defines the run."""
+    """Paths in the folder of one run, and reading of what defines the run.
+
+    Beside what every run has: `wish` says what the coordinator wants of it, `server_app_lock` is held by the process
+    that carries it, `manifests` is what the sites brought, `submission` what Flower was given, `trouble` why the server
+    gave up on it, `resumption` that it shall go on after an end without result.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -76,6 +96,10 @@ class RunFolder:
         self.wish = path / "wish.json"
         self.server_app_lock = path / "serverapp.lock"
         self.log = path / "run.log"
+        self.manifests = path / "manifests.json"
+        self.submission = path / "submission.json"
+        self.trouble = path / "trouble.json"
+        self.resumption = path / "resumption.json"
 
     @property
     def name(self) -> str:
@@ -103,6 +127,13 @@ class RunFolder:
         """Say what is wanted of this run from now on; the run heeds it at the end of a round."""
         write_json(self.wish, wish)
 
+    def read_trouble(self) -> str | None:
+        """Why the server gave up on this run, as a sentence; None where it did not."""
+        try:
+            return _SENTENCE.validate_json(self.trouble.read_bytes())
+        except (OSError, ValidationError):
+            return None
+
     def read_participants(self) -> Participants:
         """The sites of this run; raises ConfigError if the file is absent or was damaged."""
         try:
@@ -115,6 +146,7 @@ class RunFolder:
 
 _PARTICIPANTS = TypeAdapter(Participants)
 _WISH: TypeAdapter[Wish] = TypeAdapter(Wish)
+_SENTENCE = TypeAdapter(str)
 
 
 def create_run_folder(path: Path, *, study_text: str, participants: Participants) -> RunFolder:

@@ -102,7 +102,7 @@ def status_lines(status: RunStatus, *, now: datetime) -> list[str]:
         status: How far the run is.
         now: When it is read.
     """
-    lines = [f"{status.run}: {_stand(status)}"]
+    lines = [f"{status.run}: {stand(status)}"]
     if status.outcome is None and status.phase not in ("not started", "finished"):
         if status.answered:
             lines.append(f"  answered: {', '.join(status.answered)}")
@@ -119,20 +119,20 @@ def status_lines(status: RunStatus, *, now: datetime) -> list[str]:
     return lines
 
 
-def _stand(status: RunStatus) -> str:
+def stand(status: RunStatus) -> str:
+    """Where a run stands, in a few words."""
+    done = f"{status.rounds_done} of {count(status.num_rounds, 'round')}"
     if status.outcome is not None:
-        return f"ended {status.outcome} after {status.rounds_done} of {count(status.num_rounds, 'round')}"
-    match status.phase:
-        case "not started":
-            return "not started"
-        case "joining":
-            return f"sites join, {status.rounds_done} of {count(status.num_rounds, 'round')} done"
-        case "round":
-            return f"round {status.round} of {status.num_rounds}, {status.rounds_done} done"
-        case "validation" | "test":
-            return f"all rounds done, evaluation on the {status.phase} patients"
-        case "finished":
-            return "finished, but its record.json is gone; restore it from a copy"
+        return f"ended {status.outcome} after {done}"
+    texts: dict[str, str] = {
+        "joining": f"sites join, {done} done",
+        "round": f"round {status.round} of {status.num_rounds}, {status.rounds_done} done",
+        "validation": "all rounds done, evaluation on the validation patients",
+        "test": "all rounds done, evaluation on the test patients",
+        "paused": f"paused after {done}",
+        "finished": "finished, but its record.json is gone; restore it from a copy",
+    }
+    return texts.get(status.phase, status.phase)
 
 
 def _auc_text(last: ValidationResult) -> str:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from server.run_folder import RunFolder, write_json
 
-Phase = Literal["joining", "round", "validation", "test", "finished"]
+Phase = Literal["joining", "round", "validation", "test", "paused", "finished"]
 
 
 class StatusBoard:

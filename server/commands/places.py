@@ -4,6 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
+from common.errors import ConfigError
 from server.federation_folder import FederationFolder
 from server.run_folder import RunFolder
 
@@ -36,3 +37,18 @@ def run_folder(arguments: argparse.Namespace) -> RunFolder:
     """The run that a command is about: the one of that name in the federation, else the folder of that path."""
     named = federation_folder(arguments).runs / arguments.run
     return RunFolder(named if named.is_dir() else Path(arguments.run))
+
+
+def run_of_federation(federation: FederationFolder, name: str) -> RunFolder:
+    """A run that the federation carries.
+
+    Raises:
+        ConfigError: If there is none of that name.
+    """
+    folder = RunFolder(federation.runs / name)
+    if "/" in name or not folder.wish.is_file():
+        known = sorted(path.parent.name for path in federation.runs.glob("*/wish.json"))
+        raise ConfigError(
+            f"{federation.path}: no run {name!r} in it, expected one of: {', '.join(known) or 'none yet'}"
+        )
+    return folder

@@ -23,8 +23,8 @@ from common.flower_private import (
     new_context,
     take_server_identity,
 )
-from server.app import RUN_KEY, RUNS_VARIABLE
 from server.app import app as server_app
+from server.run_folder import RUN_KEY, RUNS_VARIABLE
 from simulations.engines.launch import Launch
 from simulations.faults import FaultyClientApp
 

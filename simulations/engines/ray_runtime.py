@@ -17,10 +17,9 @@ from flwr.serverapp import Grid, ServerApp
 
 from client.app import SITE_CONFIG_KEY
 from common.flower_environment import flower_environment
-from server.app import RUN_KEY, RUNS_VARIABLE
-from server.run_folder import RunFolder
+from server.processes import stop_group
+from server.run_folder import RUN_KEY, RUNS_VARIABLE, RunFolder
 from simulations.engines.launch import EngineError, Launch
-from simulations.engines.processes import stop_group
 from simulations.faults import Fault, FaultyClientApp
 
 MODULE = "simulations.engines.ray_runtime"

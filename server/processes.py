@@ -1,14 +1,15 @@
-"""Processes that engines start, and how they are stopped with all their children."""
+"""Processes that are started here, how they are stopped with all their children, and how they are found again."""
 
 import os
 import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 
-def stop_group(process: "subprocess.Popen[bytes]", *, patience_s: float = 5.0) -> None:
+def stop_group(process: "subprocess.Popen[bytes] | subprocess.Popen[str]", *, patience_s: float = 5.0) -> None:
     """Stop a process that leads a process group, and everything below it: first by SIGTERM, then by SIGKILL.
 
     A child can outlive its leader, so the group is signalled even if the leader has ended. Flower 1.41 starts its apps
@@ -16,14 +17,52 @@ def stop_group(process: "subprocess.Popen[bytes]", *, patience_s: float = 5.0) -
     parent, where the system tells (`/proc`).
     """
     below = descendants(process.pid)
-    _signal_group(process.pid, signal.SIGTERM)
+    terminate_group(process.pid)
     end = time.monotonic() + patience_s
     while process.poll() is None and time.monotonic() < end:
         time.sleep(0.05)
-    _signal_group(process.pid, signal.SIGKILL)
-    for child in below:
-        _signal(child, signal.SIGKILL)
+    kill_now(process.pid, below)
     process.wait()
+
+
+def terminate_group(leader: int) -> None:
+    """Ask a process group to end."""
+    _signal_group(leader, signal.SIGTERM)
+
+
+def kill_now(leader: int, below: Iterable[int]) -> None:
+    """End a process group and other processes at once; whoever is gone already is left out."""
+    _signal_group(leader, signal.SIGKILL)
+    for each in below:
+        _signal(each, signal.SIGKILL)
+
+
+def kill_tree(process: int) -> None:
+    """End a process, its group if it leads one, and all below it, at once."""
+    below = descendants(process)
+    _signal_group(process, signal.SIGKILL)
+    for each in (process, *below):
+        _signal(each, signal.SIGKILL)
+
+
+def wait_for_end(process: int, started: str, *, patience_s: float = 5.0) -> None:
+    """Wait until a process is gone that was killed, so that its ports and locks are free."""
+    end = time.monotonic() + patience_s
+    while start_time(process) == started and time.monotonic() < end:
+        time.sleep(0.05)
+
+
+def start_time(process: int) -> str:
+    """When a process began, in a form of the system's own; empty where it is gone or the system does not tell.
+
+    Number and start time together are never those of another process.
+    """
+    try:
+        # The second field is the command in parentheses, which may hold anything; the first one after it is the state.
+        fields = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return "" if fields[0] == "Z" else fields[19]
+    except (OSError, IndexError):
+        return ""
 
 
 def descendants(ancestor: int) -> list[int]:

@@ -1,0 +1,249 @@
+"""Keeps the runs of a federation going: hands them to Flower one at a time, and again when their ServerApp has died.
+
+What is wanted of a run stands in its folder, so that a run survives the terminal it was asked for in, the server that
+carries it, and the machine.
+"""
+
+import logging
+import re
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from server.locks import is_held
+from server.run_folder import RunFolder, write_json
+from server.superlink import SuperLinkError
+
+MAX_ATTEMPTS = 5
+START_PATIENCE_S = 60.0
+"""Seconds between handing a run to Flower and its ServerApp's first sign of life, on a busy machine."""
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
+
+
+class RunCarrier(Protocol):
+    """What is asked of Flower here."""
+
+    def submit(self, run: str) -> str:
+        """Have a ServerApp started for a run; returns Flower's number of it."""
+
+    def stop(self, run_id: str) -> None:
+        """Have Flower forget a run it was given."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A run as it was handed to Flower.
+
+    Attributes:
+        run_id: Flower's number of it.
+        server: Which start of the server handed it over.
+        attempts: How often in a row it was handed over without a round being finished.
+        round: Rounds that were finished then.
+    """
+
+    run_id: str
+    server: str
+    attempts: int
+    round: int
+
+
+_SUBMISSION = TypeAdapter(Submission)
+
+
+class _Round(BaseModel):
+    round: int
+
+
+class _Outcome(BaseModel):
+    outcome: str
+
+
+class Keeper:
+    """Keeps runs going.
+
+    Args:
+        runs: Folder of all runs.
+        carrier: Flower.
+        server: Name of this start of the server, unlike that of any other.
+        say: Told one plain line whenever something happens.
+        clock: Seconds on a clock that only goes forward.
+    """
+
+    def __init__(
+        self,
+        runs: Path,
+        carrier: RunCarrier,
+        *,
+        server: str,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._runs = runs
+        self._carrier = carrier
+        self._server = server
+        self._say = say
+        self._clock = clock
+        self._alive: str | None = None
+        self._handed_over_at: dict[str, float] = {}
+        self._dead_since: dict[str, float] = {}
+
+    def tick(self) -> None:
+        """Do what has to be done; without a change, this asks Flower nothing.
+
+        Raises:
+            SuperLinkError: If Flower fails; the next call tries again.
+        """
+        folders = runs_in_order(self._runs)
+        alive = next((folder for folder in folders if is_held(folder.server_app_lock)), None)
+        self._note_alive(alive)
+        if alive is not None:
+            return
+        for folder in folders:
+            if not is_due(folder):
+                self._tidy_up(folder)
+        due = next((folder for folder in folders if is_due(folder)), None)
+        if due is not None:
+            self._carry_on(due)
+
+    def _note_alive(self, folder: RunFolder | None) -> None:
+        name = None if folder is None else folder.name
+        if name == self._alive:
+            return
+        if self._alive is not None:
+            self._dead_since.setdefault(self._alive, self._clock())
+        if name is not None:
+            self._dead_since.pop(name, None)
+            self._say(f"run {name}: at work")
+        self._alive = name
+
+    def _carry_on(self, folder: RunFolder) -> None:
+        """Hand a run over, unless it was and there is still hope."""
+        last = _read_submission(folder)
+        if last is None:
+            self._hand_over(folder, attempts=1)
+        elif last.server != self._server:
+            # Its ServerApp ended with the server that started it, which says nothing about the run.
+            self._stop(last)
+            self._hand_over(folder, attempts=last.attempts)
+        elif self._is_dead(folder):
+            self._try_again(folder, last)
+
+    def _is_dead(self, folder: RunFolder) -> bool:
+        if folder.name in self._dead_since:
+            return True
+        if _was_alive_since(folder):
+            self._dead_since[folder.name] = self._clock()
+            return True
+        return self._clock() - self._handed_over_at.get(folder.name, float("-inf")) > START_PATIENCE_S
+
+    def _try_again(self, folder: RunFolder, last: Submission) -> None:
+        attempts = 1 if _rounds_done(folder) > last.round else last.attempts + 1
+        if attempts > MAX_ATTEMPTS:
+            self._give_up(folder, last)
+            return
+        pause_s = min(FIRST_PAUSE_S * 2 ** (attempts - 1), LONGEST_PAUSE_S)
+        if self._clock() < self._dead_since.get(folder.name, float("-inf")) + pause_s:
+            return
+        self._say(
+            f"run {folder.name}: its program ended without a result after round {_rounds_done(folder)}; starting it "
+            f"again from there (attempt {attempts} of {MAX_ATTEMPTS} without a new round). What it said is in "
+            f"{folder.log}"
+        )
+        self._stop(last)
+        self._hand_over(folder, attempts=attempts)
+
+    def _hand_over(self, folder: RunFolder, *, attempts: int) -> None:
+        run_id = self._carrier.submit(folder.name)
+        submission = Submission(run_id, self._server, attempts, _rounds_done(folder))
+        write_json(folder.submission, asdict(submission))
+        self._dead_since.pop(folder.name, None)
+        self._handed_over_at[folder.name] = self._clock()
+        self._say(f"run {folder.name}: handed to Flower")
+
+    def _give_up(self, folder: RunFolder, last: Submission) -> None:
+        sentence = (
+            f"its program ended {MAX_ATTEMPTS} times without finishing round {_rounds_done(folder) + 1}, so it is not "
+            f"started again. {last_error(folder)}Mend that, then `gliorn-server run --resume {folder.name}`"
+        )
+        write_json(folder.trouble, sentence)
+        self._say(f"run {folder.name}: {sentence}")
+        self._stop(last)
+
+    def _tidy_up(self, folder: RunFolder) -> None:
+        """Have Flower forget a run that is paused, stopped or given up on; one that has ended by itself it forgot."""
+        last = _read_submission(folder)
+        if last is None:
+            return
+        outcome = outcome_of(folder)
+        if outcome in (None, "INVALID"):
+            self._stop(last)
+        folder.submission.unlink()
+        self._dead_since.pop(folder.name, None)
+        if outcome is not None:
+            self._say(f"run {folder.name}: ended {outcome}")
+        else:
+            self._say(f"run {folder.name}: set aside after round {_rounds_done(folder)}")
+
+    def _stop(self, submission: Submission) -> None:
+        try:
+            self._carrier.stop(submission.run_id)
+        except SuperLinkError as error:  # it has ended, or the database is new: nothing is left to stop
+            logging.getLogger(__name__).debug("%s", error)
+
+
+def runs_in_order(runs: Path) -> list[RunFolder]:
+    """All runs of a federation, the oldest first."""
+    found = [(path.stat().st_mtime, path.parent.name) for path in runs.glob("*/participants.json")]
+    return [RunFolder(runs / name) for _, name in sorted(found)]
+
+
+def is_due(folder: RunFolder) -> bool:
+    """Whether a run is to go on and has not ended."""
+    if not folder.wish.is_file() or folder.read_wish() != "run" or folder.trouble.is_file():
+        return False
+    return not folder.record.is_file() or folder.resumption.is_file()
+
+
+def outcome_of(folder: RunFolder) -> str | None:
+    """How a run ended; None for one that has not, or whose record is damaged."""
+    try:
+        return _Outcome.model_validate_json(folder.record.read_bytes()).outcome
+    except (OSError, ValidationError):
+        return None
+
+
+def last_error(folder: RunFolder) -> str:
+    """What a run's log says last of what went wrong, as a sentence and a blank; empty where it says nothing."""
+    try:
+        lines = folder.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    errors = [line for line in lines if re.match(r"\S+ \S+ ERROR ", line)]
+    return f"It said last: {errors[-1].split(' ERROR ', 1)[1].rstrip('.')}. " if errors else ""
+
+
+def _was_alive_since(folder: RunFolder) -> bool:
+    """Whether a ServerApp has taken the run's lock since the run was handed over."""
+    try:
+        return folder.server_app_lock.stat().st_mtime_ns > folder.submission.stat().st_mtime_ns
+    except FileNotFoundError:
+        return False
+
+
+def _rounds_done(folder: RunFolder) -> int:
+    try:
+        return _Round.model_validate_json(folder.progress.read_bytes()).round
+    except (OSError, ValidationError):
+        return 0
+
+
+def _read_submission(folder: RunFolder) -> Submission | None:
+    try:
+        return _SUBMISSION.validate_json(folder.submission.read_bytes())
+    except (OSError, ValidationError):
+        return None
