@@ -12,7 +12,7 @@ from server.gateway.limits import TokenBuckets
 
 log = logging.getLogger("server.gateway")
 
-_PER_ADDRESS_S, _PER_ADDRESS_BURST = 0.1, 10.0
+_PER_PEER_S, _PER_PEER_BURST = 0.1, 10.0
 _ALL_S, _ALL_BURST = 1.0, 100.0
 
 
@@ -38,7 +38,7 @@ class AccessLog:
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self._per_address = TokenBuckets(_PER_ADDRESS_S, _PER_ADDRESS_BURST, clock)
+        self._per_peer = TokenBuckets(_PER_PEER_S, _PER_PEER_BURST, clock)
         self._all = TokenBuckets(_ALL_S, _ALL_BURST, clock)
         self._unsaid = 0
 
@@ -51,7 +51,7 @@ class AccessLog:
             site: Whose key it was, where that is known.
             fingerprint: Of the key that signed it, if one did.
         """
-        if not self._per_address.take(address) or not self._all.take(""):
+        if not self._per_peer.take(address if site is None else site) or not self._all.take(""):
             self._unsaid += 1
             return
         whose = "" if site is None else f" {site}"

@@ -118,6 +118,8 @@ class Gateway:
             response = _later()
             try:
                 response = await self._answer(scope, receive)
+            except asyncio.CancelledError:  # the gateway is told to end
+                response = _closing(response)
             finally:  # also after a mistake of ours, which uvicorn would answer with 500
                 await response(scope, receive, send)
 
@@ -286,7 +288,9 @@ class Gateway:
 
 def _call(scope: Scope) -> str | None:
     """The call that a request makes; None if it is anything else. The path counts as it was sent, undecoded."""
-    if scope["method"] != "POST" or scope["query_string"] or any(name == b"upgrade" for name, _ in scope["headers"]):
+    if scope["method"] != "POST" or scope["http_version"] not in ("1.0", "1.1"):
+        return None
+    if scope["query_string"] or any(name == b"upgrade" for name, _ in scope["headers"]):
         return None
     return _PATHS.get(scope["raw_path"])
 
