@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
+from client.working_hours import parse_working_hours
 from common.documents import Settings, parse_settings
 from common.errors import ConfigError, list_of_faults
 
@@ -106,6 +107,13 @@ class SiteConfig(Settings):
         '["mon-fri 19:00-07:00", "sat,sun 00:00-24:00"]; absent means always',
     )
     server: ServerSpec | None = None
+
+    @field_validator("working_hours")
+    @classmethod
+    def _readable_hours(cls, hours: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if hours is not None:
+            parse_working_hours(hours)
+        return hours
 
     @field_validator("label_map")
     @classmethod
