@@ -5,30 +5,53 @@ answered with a code: the text of an exception may hold a path or a patient's id
 """
 
 import logging
+import os
 import threading
+import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.answers import entry_of
 from client.config import read_site_config
+from client.consent import require_consent
+from client.journal import JOURNAL_VARIABLE, Kind, append
 from client.kit import SITE_CONFIG_KEY
 from client.site import Site
 from client.time_limit import time_limit
-from common.errors import ConfigError, DataError, DisclosureError, GliornError
-from common.messages import ping_records, read_describe_task, read_evaluate_task, read_train_task, reply_records
+from common.errors import ConfigError, ConsentError, DataError, DisclosureError, GliornError
+from common.messages import (
+    ping_records,
+    read_describe_task,
+    read_evaluate_task,
+    read_train_task,
+    reply_records,
+    sizes_of_records,
+)
 from common.study import Study
-from common.tasks import Failure, Reply
+from common.tasks import DescribeTask, EvaluateTask, Failure, Reply, TrainTask
 
 __all__ = ["SITE_CONFIG_KEY", "app"]
 
 log = logging.getLogger(__name__)
 
-_CODES_OF_CHECK = (ConfigError.code, DataError.code, DisclosureError.code)
-"""Codes of what `gliorn-client check` finds as well."""
+_CHECK = "; `gliorn-client check` at this site shows the details"
+_ADVICE = {
+    ConfigError.code: _CHECK,
+    DataError.code: _CHECK,
+    DisclosureError.code: _CHECK,
+    ConsentError.code: "; `gliorn-client accept` at this site shows the study and agrees to it",
+}
+"""What a person at the site can do, by the code of the error."""
+
+Task = DescribeTask | TrainTask | EvaluateTask
+TaskT = TypeVar("TaskT", DescribeTask, TrainTask, EvaluateTask)
 
 app = ClientApp()
 
@@ -36,7 +59,7 @@ app = ClientApp()
 @app.query("describe")
 def describe(message: Message, context: Context) -> Message:
     """Say what this site brings to the study."""
-    return _answer(message, lambda: _site(context, read_describe_task(message.content).study).describe())
+    return _answer(message, context, "describe", read_describe_task, lambda site, task: site.describe())
 
 
 @app.query("ping")
@@ -48,23 +71,13 @@ def ping(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Evaluate the state that arrived, then train it."""
-
-    def act() -> Reply:
-        task = read_train_task(message.content)
-        return _site(context, task.study).train(task)
-
-    return _answer(message, act)
+    return _answer(message, context, "train", read_train_task, lambda site, task: site.train(task))
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the state that arrived."""
-
-    def act() -> Reply:
-        task = read_evaluate_task(message.content)
-        return _site(context, task.study).evaluate(task)
-
-    return _answer(message, act)
+    return _answer(message, context, "evaluate", read_evaluate_task, lambda site, task: site.evaluate(task))
 
 
 _open_sites: dict[str, Site] = {}
@@ -83,25 +96,54 @@ def _site(context: Context, study: Study) -> Site:
         site = _open_sites.get(path)
         if site is None or site.study != study:
             _open_sites.pop(path, None)  # before the next one is loaded: both together may not fit into memory
-            site = _open_sites[path] = Site.open(read_site_config(Path(path)), study)
+            config = read_site_config(Path(path))
+            require_consent(config, study)
+            site = _open_sites[path] = Site.open(config, study)
         return site
 
 
-def _answer(message: Message, act: Callable[[], Reply]) -> Message:
-    """Carry out a task within the coordinator's time and turn every failure into a code."""
+def _answer(
+    message: Message,
+    context: Context,
+    kind: Kind,
+    read: Callable[[RecordDict], TaskT],
+    act: Callable[[Site, TaskT], Reply],
+) -> Message:
+    """Carry out a task within the coordinator's time, and turn every failure into a code.
+
+    What leaves is written to the site's journal first, and does not leave if it cannot be.
+    """
+    started = time.monotonic()
+    task: TaskT | None = None
     try:
         with time_limit(
             message.metadata.ttl
         ):  # not until created_at + ttl: that is the time of the coordinator's clock
-            content = reply_records(act())
+            task = read(message.content)
+            reply = act(_site(context, task.study), task)
+            content = reply_records(reply)
+            _record(kind, task, reply, content, started=started)
+            return Message(content, reply_to=message)
     except GliornError as error:
-        advice = "; `gliorn-client check` at this site shows the details" if error.code in _CODES_OF_CHECK else ""
-        log.error("%s failed (%s)%s", message.metadata.message_type, error.code, advice)
-        content = reply_records(Failure(error.code))
+        failure = Failure(error.code)
+        log.error("%s failed (%s)%s", message.metadata.message_type, error.code, _ADVICE.get(error.code, ""))
     except Exception as error:  # noqa: BLE001 - the border of the hospital: no exception's text may pass it
+        failure = Failure("internal")
         log.error("%s failed: %s", message.metadata.message_type, _place_of(error))
-        content = reply_records(Failure("internal"))
+    content = reply_records(failure)
+    try:
+        _record(kind, task, failure, content, started=started)
+    except OSError as error:  # a code alone leaves without it, so that the coordinator learns of a full disk
+        log.error("the journal cannot be written: %s", _place_of(error))
     return Message(content, reply_to=message)
+
+
+def _record(kind: Kind, task: Task | None, reply: Reply, content: RecordDict, *, started: float) -> None:
+    """Write to the journal, where there is one, what is about to leave."""
+    path = os.environ.get(JOURNAL_VARIABLE)
+    if path:
+        entry = entry_of(kind, task, reply, sizes_of_records(content))
+        append(Path(path), replace(entry, seconds=round(time.monotonic() - started, 1)))
 
 
 def _place_of(error: Exception) -> str:
