@@ -34,6 +34,7 @@ from server.gateway.limits import (
     MAX_BODY,
     MAX_CALLS,
     MAX_CALLS_PER_SITE,
+    MAX_HEADER,
     BodyTooLargeError,
     BodyTooSlowError,
     Memory,
@@ -290,7 +291,10 @@ def _call(scope: Scope) -> str | None:
     """The call that a request makes; None if it is anything else. The path counts as it was sent, undecoded."""
     if scope["method"] != "POST" or scope["http_version"] not in ("1.0", "1.1"):
         return None
-    if scope["query_string"] or any(name == b"upgrade" for name, _ in scope["headers"]):
+    headers = scope["headers"]
+    if scope["query_string"] or any(name == b"upgrade" for name, _ in headers):
+        return None
+    if sum(len(name) + len(value) for name, value in headers) > MAX_HEADER:  # h11 minds it where they come in pieces
         return None
     return _PATHS.get(scope["raw_path"])
 

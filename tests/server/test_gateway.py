@@ -603,11 +603,11 @@ def test_newer_site_says_more_and_is_answered(stage: Stage) -> None:
 
 
 def test_sightings_say_when_and_how_fast_and_with_what_version_a_site_was_seen(stage: Stage) -> None:
-    stage.hello(stage.b)
     chunk = PushObjectRequest(session_id="s", object_content=b"a" * 2**20).SerializeToString()
     stage.call("push-object", chunk, key=stage.b)
+    stage.hello(stage.b)
 
-    wait_until(lambda: _sighting(stage, "site-b", "upload_mbit") is not None)
+    wait_until(lambda: _sighting(stage, "site-b", "version") == "0.9")
     seen = read_sightings(stage.folder.sightings)["site-b"]
     assert abs(datetime.fromisoformat(seen.last_seen) - datetime.now(UTC)) < timedelta(minutes=1)
     assert seen.received_bytes > 2**20
