@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterable
@@ -123,6 +124,7 @@ def _check(arguments: argparse.Namespace) -> int:
             f"--study FILE is missing: {arguments.site} has no server section, so no coordinator can be asked for its "
             "study; name a study.yaml, or join a federation with `gliorn-client enroll`"
         )
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request; the findings say more
     telling = _Telling(as_json=arguments.json)
     kit: Kit | None = None
     studies: tuple[Study, ...] = () if named is None else (named,)

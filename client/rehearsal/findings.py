@@ -46,6 +46,8 @@ def shown_bytes(count: float) -> str:
 
 def shown_seconds(seconds: float) -> str:
     """A duration as a person reads it, such as `2 min 5 s`, or `1 h`."""
+    if 0 < seconds < 0.001:
+        return "under 1 ms"
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 60:

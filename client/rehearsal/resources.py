@@ -69,7 +69,9 @@ def check_disks(
     lacking = max(num_exams - _num_stored(config.cache, study), 0)
     exams = lacking * _exam_bytes(study)
     optimizer = _optimizer_bytes(study, size)
-    parts = f"{shown_bytes(exams)} for {lacking} exam{'' if lacking == 1 else 's'} still to prepare"
+    parts = "nothing for exams, which are prepared"
+    if lacking:
+        parts = f"{shown_bytes(exams)} for {lacking} exam{'' if lacking == 1 else 's'} still to prepare"
     if optimizer:
         parts += f", {shown_bytes(optimizer)} for the optimiser's state of two rounds and a third while it is written"
     needs = [_Need("cache disk", _existing(config.cache), exams + optimizer, parts)]

@@ -179,6 +179,8 @@ def _resolve(route: Route) -> Finding:
     """Look up the name of what is connected to: the proxy where there is one, since it looks up the coordinator's."""
     host, port = (route.host, route.port) if route.proxy is None else (route.proxy.host, route.proxy.port)
     whose = "the coordinator's" if route.proxy is None else f"the proxy's, from {route.proxy.variable},"
+    if _is_address(host):
+        return Finding("connection", "name", "ok", f"{host} ({whose} address) needs no look-up")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from client.config import SiteConfig
+from client.consent import has_consented
 from client.kit import Kit
 from client.rehearsal.findings import Finding
 from common.errors import ConfigError
@@ -51,11 +52,12 @@ def studies_to_rehearse(
             found = f"its text has the digest {study.digest[:16]}…, the coordinator says {offer.digest[:16]}…"
             findings.append(_unusable(offer.name, found))
             continue
-        offered.append(study)
+        if study not in offered:  # the federation's study and a run of it are one
+            offered.append(study)
     if not reply.studies:
         found = "the coordinator offers no study yet"
         findings.append(Finding("consent", "studies", "warning", found, "ask the coordinator when one begins"))
-    accepted = [study for study in offered if is_accepted(config, kit, study)]
+    accepted = [study for study in offered if has_consented(config, study)]
     findings += [_consent(study, study in accepted, any_accepted=bool(accepted), site=site_file) for study in offered]
     if named is None:
         return Studies(tuple(findings), tuple(accepted or offered))
@@ -65,12 +67,6 @@ def studies_to_rehearse(
         advice = "ask the coordinator for the file it runs, or leave --study away"
         findings.append(Finding("consent", "--study", "FAIL", found, advice, named.name))
     return Studies(tuple(findings), (named,))
-
-
-def is_accepted(config: SiteConfig, kit: Kit, study: Study) -> bool:
-    """Whether the site consented to a study, in site.yaml or by `gliorn-client accept`."""
-    named = any(study.digest.startswith(digest) for digest in config.studies)
-    return named or (kit.accepted / f"{study.digest}.yaml").is_file()
 
 
 def kept_studies(kit: Kit) -> list[Study]:

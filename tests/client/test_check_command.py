@@ -175,13 +175,14 @@ def test_of_two_offered_studies_the_accepted_one_is_rehearsed(
 ) -> None:
     other = study_text(name="other")
     second = StudyOffer(name="other", digest=parse_study(other, origin="study").digest, text=other)
-    gateway.changes["studies"] = (OFFER, second)
+    gateway.changes["studies"] = (OFFER, second, second)  # the federation's own, and two runs of the other
     site.accept(other)
 
     ended = check()
 
     assert ended.failures == []
     assert ended.finding("consent", "not accepted")["level"] == "warning"
+    assert ended.finding("consent", "accepted")["study"] == "other"
     assert quick_trial == [second.digest]
 
 

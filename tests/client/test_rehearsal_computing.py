@@ -217,6 +217,6 @@ def test_memory_of_a_gpu_is_held_against_a_step(free: int, level: str) -> None:
 
 def test_sizes_and_times_read_well() -> None:
     assert [shown_bytes(count) for count in (12, 1200, 57_600_000, 3e9)] == ["12 bytes", "1.2 kB", "57.6 MB", "3.0 GB"]
-    assert [shown_seconds(s) for s in (0.0456, 3.14, 60, 125, 3600, 5400)] == [
-        *("46 ms", "3.1 s", "1 min", "2 min 5 s", "1 h", "1 h 30 min"),
+    assert [shown_seconds(s) for s in (0.0001, 0.0456, 3.14, 60, 125, 3600, 5400)] == [
+        *("under 1 ms", "46 ms", "3.1 s", "1 min", "2 min 5 s", "1 h", "1 h 30 min"),
     ]
