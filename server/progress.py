@@ -8,6 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from common.errors import ConfigError, ProtocolError
 from common.model_state import Array, ModelState, decode_state, encode_state, state_digest
+from server.disk import once_there_is_room
 from server.records import RoundRecord
 from server.run_folder import RunFolder, write_atomically, write_json
 
@@ -76,21 +77,23 @@ _PROGRESS = TypeAdapter(Progress)
 def begin(folder: RunFolder, state: ModelState) -> Progress:
     """Commit the initial state as round 0."""
     progress = Progress(round=0, state_digest=state_digest(state), study_digest=folder.read_study().digest)
-    write_atomically(folder.state(0), encode_state(state))
-    write_atomically(folder.rounds, b"")
-    write_json(folder.progress, asdict(progress))
+    once_there_is_room(lambda: write_atomically(folder.state(0), encode_state(state)))
+    once_there_is_room(lambda: write_atomically(folder.rounds, b""))
+    once_there_is_room(lambda: write_json(folder.progress, asdict(progress)))
     return progress
 
 
 def commit(folder: RunFolder, progress: Progress, *, record: RoundRecord, state: ModelState) -> Progress:
     """Make a round last: its state, its line in `rounds.jsonl`, and then the progress that names both.
 
+    A full disk is waited for.
+
     A kill before the last step leaves the previous round as the last one; the line and the state that are already there
     are overwritten when the round is run again.
     """
-    write_atomically(folder.state(record.round), encode_state(state))
+    once_there_is_room(lambda: write_atomically(folder.state(record.round), encode_state(state)))
     lines = folder.rounds.read_bytes()[: progress.rounds_bytes] + record.to_line().encode()
-    write_atomically(folder.rounds, lines)
+    once_there_is_room(lambda: write_atomically(folder.rounds, lines))
     progress = replace(progress, round=record.round, state_digest=record.state_digest, rounds_bytes=len(lines))
     save(folder, progress)
     return progress
@@ -98,7 +101,7 @@ def commit(folder: RunFolder, progress: Progress, *, record: RoundRecord, state:
 
 def save(folder: RunFolder, progress: Progress) -> None:
     """Commit the progress and drop the states that nobody needs any more."""
-    write_json(folder.progress, asdict(progress))
+    once_there_is_room(lambda: write_json(folder.progress, asdict(progress)))
     keep = {folder.state(progress.round)}
     if progress.best is not None:
         keep.add(folder.state(progress.best.round))
@@ -117,7 +120,7 @@ def resume(folder: RunFolder) -> Progress | None:
     if progress is None:
         return None
     progress = replace(progress, num_resumed=progress.num_resumed + 1)
-    write_json(folder.progress, asdict(progress))
+    once_there_is_room(lambda: write_json(folder.progress, asdict(progress)))
     return progress
 
 

@@ -14,6 +14,7 @@ from common.model_state import Array, ModelState, decode_state, encode_state
 from common.study import Study
 from common.tasks import Evaluation, Failure, SiteManifest, TrainTask
 from server.aggregation import aggregation_weight, balanced_class_weights, weighted_mean
+from server.disk import once_there_is_room
 from server.exchange import collect
 from server.gatekeeper import outlying_updates, screen_train_reply
 from server.records import SiteRound
@@ -124,7 +125,7 @@ class _Reception:
             return
         payload = encode_state(reply.state)
         # Not synced: a reply that a crash swallows is asked for again with its round.
-        self._path(site).write_bytes(payload)
+        once_there_is_room(lambda: self._path(site).write_bytes(payload))
         self.evaluations[site] = reply.evaluation
         self.sites[site] = SiteRound(
             "accepted",
