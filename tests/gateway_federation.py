@@ -32,7 +32,7 @@ FEDERATION_ID = "0123456789abcdef0123456789abcdef"
 HOST = "127.0.0.1"
 _LIFETIME = timedelta(days=2)
 _PROGRAMS = Path(sys.executable).parent
-_TIMEOUT_S = 20.0
+_TIMEOUT_S = 60.0
 
 
 @dataclass
