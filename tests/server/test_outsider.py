@@ -272,7 +272,7 @@ def _reply(scene: Scene, *, as_node: str, caller: str | None = None) -> PushMess
     )
 
 
-def _state(scene: Scene) -> dict[str, object]:
+def _state(scene: Scene) -> dict[str, int]:
     """What an attacker could change."""
     counts = {table: scene.count(table) for table in ("node", "run", "message_ins", "message_res", "objects")}
     return counts | {
