@@ -1,0 +1,276 @@
+"""How much memory a coordinator needs: `python -m simulations.benchmarks.server_memory --sites 4 --sites 32`.
+
+A real SuperLink and a real ServerApp carry a run with sites that are reduced to their protocol. For each process the
+peak and the size after each round are read from the system. The claim to check: whatever the number of sites, the
+ServerApp needs no more than its imports and three copies of the model.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+import yaml
+
+from common.flower_private import take_server_identity
+from server.processes import descendants, free_ports, stop_group
+from server.provisioning import make_site_key_pair
+from server.run_folder import Participants, RunFolder, create_run_folder
+from server.superlink import SuperLink
+from simulations.benchmarks.fleet_site import FleetSite, MadeUpSite
+
+MIB = 2**20
+IMPORTS = "import flwr.superlink.runtime.run_serverapp, server.app; print(open('/proc/self/status').read())"
+START_TIMEOUT_S = 60.0
+_LOOK_EVERY_S = 0.1
+_MODELS_AT_A_TIME = 2
+
+
+@dataclass
+class Memory:
+    """What a process was seen to use, in bytes.
+
+    Attributes:
+        peak: The most it ever used.
+        rounds: Its size after each round.
+    """
+
+    peak: int = 0
+    rounds: dict[int, int] = field(default_factory=dict)
+
+    def growth_a_round(self, *, first: int) -> float | None:
+        """Bytes by which it grew in each round after the first one given; None if there were too few rounds."""
+        later = {round: size for round, size in self.rounds.items() if round >= first}
+        if len(later) < 2:
+            return None
+        begin, end = min(later), max(later)
+        return (later[end] - later[begin]) / (end - begin)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One run.
+
+    Attributes:
+        num_sites: Sites that took part.
+        model: Bytes of one model state.
+        imports: Bytes of a ServerApp that has imported everything and done nothing.
+        processes: By the program's name.
+        seconds: From the first look to the end of the run.
+    """
+
+    num_sites: int
+    num_rounds: int
+    model: int
+    imports: int
+    processes: Mapping[str, Memory]
+    seconds: float
+
+    @property
+    def model_copies(self) -> float:
+        """Copies of the model that the ServerApp held at its peak, beyond its imports."""
+        return (self.processes["flwr-serverapp"].peak - self.imports) / self.model
+
+
+def measure(home: Path, *, num_sites: int, num_rounds: int, width: float) -> Measurement:
+    """Carry one run and measure it.
+
+    Args:
+        home: An empty folder for everything that is written.
+        num_sites: Sites that take part.
+        num_rounds: Rounds of the run.
+        width: Of the model; 1 is the full ResNet10.
+    """
+    names = [f"site-{number:02d}" for number in range(num_sites)]
+    folder = create_run_folder(
+        home / "runs" / "measured",
+        study_text=_study(num_sites, num_rounds, width),
+        participants=Participants(tuple(names), "registered", "federation"),
+    )
+    (port,) = free_ports(1)
+    link = SuperLink(home / "superlink", port=port, runs=folder.path.parent)
+    link.prepare(now=datetime.now(UTC))
+    with ExitStack() as stack:
+        log = stack.enter_context((home / "flower.log").open("ab"))
+        programs = [stack.enter_context(_program(link, link.superlink_command(), log))]
+        _wait_until_it_listens(link, programs[0])
+        programs.append(stack.enter_context(_program(link, link.superexec_command(), log)))
+        sites = [_register(link, home, name) for name in names]
+        stack.enter_context(_at_work(link, sites))
+        started = time.monotonic()
+        link.submit(folder.name)
+        processes = _watch(folder, [program.pid for program in programs])
+        seconds = time.monotonic() - started
+    return Measurement(
+        num_sites=num_sites,
+        num_rounds=num_rounds,
+        model=max(path.stat().st_size for path in folder.checkpoints.iterdir()),
+        imports=_imports(),
+        processes=processes,
+        seconds=seconds,
+    )
+
+
+def _study(num_sites: int, num_rounds: int, width: float) -> str:
+    return yaml.safe_dump(
+        {
+            "name": "memory",
+            "seed": 1,
+            "rounds": num_rounds,
+            "preprocessing": {"spacing_mm": [1.0, 1.0, 1.0], "size_voxels": [64, 64, 64], "crop": "lesion"},
+            "model": {"width": width, "num_groups": 4},
+            "training": {"learning_rate": 1e-3, "batch_size": 4, "local_epochs": 1},
+            "evaluation": {"min_pooled_sites": 1},
+            "participation": {"min_sites": num_sites, "round_timeout_s": 3600, "join_timeout_s": 600},
+        }
+    )
+
+
+@contextmanager
+def _program(link: SuperLink, command: Sequence[str], log: IO[bytes]) -> Iterator["subprocess.Popen[bytes]"]:
+    environment = link.environment(os.environ) | {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
+    process = subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        stop_group(process, patience_s=2.0)
+
+
+def _wait_until_it_listens(link: SuperLink, process: "subprocess.Popen[bytes]") -> None:
+    end = time.monotonic() + START_TIMEOUT_S
+    while not link.is_listening():
+        if process.poll() is not None or time.monotonic() > end:
+            raise SystemExit(f"the SuperLink did not start; see {link.folder.parent / 'flower.log'}")
+        time.sleep(0.2)
+
+
+def _register(link: SuperLink, home: Path, name: str) -> tuple[str, bytes]:
+    pair = make_site_key_pair()
+    public_key = home / f"{name}.pub"
+    public_key.write_bytes(pair.public_key)
+    link.register(public_key, name=name)
+    return name, pair.private_key
+
+
+@contextmanager
+def _at_work(link: SuperLink, sites: Sequence[tuple[str, bytes]]) -> Iterator[None]:
+    """The sites answer, each on a thread of its own, with few models in memory at a time."""
+    take_server_identity(run_id=1, node_id=1)  # this process makes messages outside Flower's own programs
+    working, stop = threading.Semaphore(_MODELS_AT_A_TIME), threading.Event()
+    authority = link.authority.read_bytes()
+    fleet = [FleetSite(link.address, authority, key, MadeUpSite(name).answer, working=working) for name, key in sites]
+    threads = [threading.Thread(target=site.run, args=(stop,), daemon=True) for site in fleet]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(20.0)
+
+
+def _watch(folder: RunFolder, roots: Sequence[int]) -> dict[str, Memory]:
+    """Look at all processes from the begin of the ServerApp to its end."""
+    seen: dict[str, Memory] = {}
+    end = time.monotonic() + START_TIMEOUT_S
+    is_alive = False
+    while is_alive or ("flwr-serverapp" not in seen and time.monotonic() < end):
+        round = _rounds_done(folder)
+        is_alive = False
+        for process in [*roots, *(below for root in roots for below in descendants(root))]:
+            sizes = _sizes(process)
+            name = _program_name(process)
+            if sizes is None or not name:
+                continue
+            is_alive = is_alive or name == "flwr-serverapp"
+            memory = seen.setdefault(name, Memory())
+            memory.peak = max(memory.peak, sizes["VmHWM"])
+            if round:
+                memory.rounds[round] = sizes["VmRSS"]
+        time.sleep(_LOOK_EVERY_S)
+    if not folder.record.is_file():
+        raise SystemExit(f"the run came to no end: {folder.log.read_text()[-1000:]}")
+    return seen
+
+
+def _rounds_done(folder: RunFolder) -> int:
+    return len(folder.rounds.read_bytes().splitlines()) if folder.rounds.is_file() else 0
+
+
+def _program_name(process: int) -> str:
+    try:
+        words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return ""
+    return next((Path(word.decode()).name for word in words if Path(word.decode()).name.startswith(_PREFIXES)), "")
+
+
+_PREFIXES = ("flower-superlink", "flower-superexec", "flwr-serverapp")
+
+
+def _sizes(process: int) -> dict[str, int] | None:
+    try:
+        return _parse_sizes(Path(f"/proc/{process}/status").read_text())
+    except (OSError, KeyError):  # it ended while we looked
+        return None
+
+
+def _parse_sizes(status: str) -> dict[str, int]:
+    values = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    return {name: int(values[name].split()[0]) * 1024 for name in ("VmHWM", "VmRSS")}
+
+
+def _imports() -> int:
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True)
+    return _parse_sizes(done.stdout)["VmHWM"]
+
+
+def table(measurement: Measurement, *, first: int) -> str:
+    """One run as text; growth is counted from the given round on."""
+    lines = [
+        f"{measurement.num_sites} sites, {measurement.num_rounds} rounds, model {measurement.model / MIB:.1f} MiB, "
+        f"{measurement.seconds:.0f} s",
+        f"  {'process':18} {'peak MiB':>9} {'last MiB':>9} {'MiB a round':>12}",
+    ]
+    for name, memory in sorted(measurement.processes.items()):
+        growth = memory.growth_a_round(first=first)
+        last = memory.rounds[max(memory.rounds)] if memory.rounds else 0
+        lines.append(
+            f"  {name:18} {memory.peak / MIB:9.0f} {last / MIB:9.0f} "
+            f"{'' if growth is None else f'{growth / MIB:.3f}':>12}"
+        )
+    lines.append(
+        f"  ServerApp: imports {measurement.imports / MIB:.0f} MiB + {measurement.model_copies:.1f} copies of the model"
+    )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.server_memory", description=__doc__)
+    parser.add_argument("--sites", type=int, action="append", help="number of sites; give it again for another run")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--width", type=float, default=1.0, help="of the model; 1 is the full ResNet10")
+    parser.add_argument("--growth-from", type=int, default=2, help="round from which on growth is counted")
+    arguments = parser.parse_args(argv)
+    for num_sites in arguments.sites or [4, 32]:
+        with tempfile.TemporaryDirectory(prefix="gliorn-memory-") as home:
+            measurement = measure(Path(home), num_sites=num_sites, num_rounds=arguments.rounds, width=arguments.width)
+            print(table(measurement, first=arguments.growth_from), flush=True)  # noqa: T201 - what was asked for
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
