@@ -18,6 +18,8 @@ from server.locks import is_held
 from server.run_folder import RunFolder, write_json
 from server.superlink import SuperLinkError
 
+log = logging.getLogger(__name__)
+
 MAX_ATTEMPTS = 5
 START_PATIENCE_S = 60.0
 """Seconds between handing a run to Flower and its ServerApp's first sign of life, on a busy machine."""
@@ -128,7 +130,7 @@ class Keeper:
             self._hand_over(folder, attempts=1)
         elif last.server != self._server:
             # Its ServerApp ended with the server that started it, which says nothing about the run.
-            self._stop(last)
+            self._forget(folder, last)
             self._hand_over(folder, attempts=last.attempts)
         elif self._is_dead(folder):
             self._try_again(folder, last)
@@ -144,7 +146,7 @@ class Keeper:
     def _try_again(self, folder: RunFolder, last: Submission) -> None:
         attempts = 1 if _rounds_done(folder) > last.round else last.attempts + 1
         if attempts > MAX_ATTEMPTS:
-            self._give_up(folder, last)
+            self._give_up(folder)
             return
         pause_s = min(FIRST_PAUSE_S * 2 ** (attempts - 1), LONGEST_PAUSE_S)
         if self._clock() < self._dead_since.get(folder.name, float("-inf")) + pause_s:
@@ -154,7 +156,7 @@ class Keeper:
             f"again from there (attempt {attempts} of {MAX_ATTEMPTS} without a new round). What it said is in "
             f"{folder.log}"
         )
-        self._stop(last)
+        self._forget(folder, last)
         self._hand_over(folder, attempts=attempts)
 
     def _hand_over(self, folder: RunFolder, *, attempts: int) -> None:
@@ -165,23 +167,21 @@ class Keeper:
         self._handed_over_at[folder.name] = self._clock()
         self._say(f"run {folder.name}: handed to Flower")
 
-    def _give_up(self, folder: RunFolder, last: Submission) -> None:
+    def _give_up(self, folder: RunFolder) -> None:
         sentence = (
             f"its program ended {MAX_ATTEMPTS} times without finishing round {_rounds_done(folder) + 1}, so it is not "
             f"started again. {last_error(folder)}Mend that, then `gliorn-server run --resume {folder.name}`"
         )
         write_json(folder.trouble, sentence)
         self._say(f"run {folder.name}: {sentence}")
-        self._stop(last)
 
     def _tidy_up(self, folder: RunFolder) -> None:
-        """Have Flower forget a run that is paused, stopped or given up on; one that has ended by itself it forgot."""
+        """Close the books on a run that has ended, is paused, was stopped or given up on."""
         last = _read_submission(folder)
         if last is None:
             return
         outcome = outcome_of(folder)
-        if outcome in (None, "INVALID"):
-            self._stop(last)
+        self._forget(folder, last)
         folder.submission.unlink()
         self._dead_since.pop(folder.name, None)
         if outcome is not None:
@@ -189,11 +189,18 @@ class Keeper:
         else:
             self._say(f"run {folder.name}: set aside after round {_rounds_done(folder)}")
 
-    def _stop(self, submission: Submission) -> None:
+    def _forget(self, folder: RunFolder, submission: Submission) -> None:
+        """Have Flower forget a run whose ServerApp never began; one whose ServerApp ended, it forgets in a minute.
+
+        Not before that: a SuperNode (flwr 1.41, `start_client_internal.py`) whose run is stopped while it fetches a
+        message waits for ever for the rest of it.
+        """
+        if _was_alive_since(folder):
+            return
         try:
             self._carrier.stop(submission.run_id)
         except SuperLinkError as error:  # it has ended, or the database is new: nothing is left to stop
-            logging.getLogger(__name__).debug("%s", error)
+            log.debug("%s", error)
 
 
 def runs_in_order(runs: Path) -> list[RunFolder]:
@@ -230,7 +237,7 @@ def last_error(folder: RunFolder) -> str:
 def _was_alive_since(folder: RunFolder) -> bool:
     """Whether a ServerApp has taken the run's lock since the run was handed over."""
     try:
-        return folder.server_app_lock.stat().st_mtime_ns > folder.submission.stat().st_mtime_ns
+        return folder.server_app_lock.stat().st_mtime_ns >= folder.submission.stat().st_mtime_ns
     except FileNotFoundError:
         return False
 

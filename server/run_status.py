@@ -8,11 +8,12 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from common.errors import ConfigError
+from server.locks import is_held
 from server.record import Outcome
 from server.report.participation import absences
 from server.report.reading import Record, RoundLine, read_record, read_round_lines
 from server.report.wording import count, duration, three
-from server.run_folder import RunFolder
+from server.run_folder import RunFolder, Wish
 from server.status import Phase
 
 
@@ -53,6 +54,9 @@ class RunStatus:
         last_validation: None before the first pooled result.
         problems: What went wrong so far, as sentences.
         changed_at: When the run last gave a sign of life.
+        wish: What the coordinator wants of it; None for a run that no `gliorn-server start` carries.
+        alive: Whether a process carries it right now.
+        trouble: Why the server gave up on it; None where it did not.
     """
 
     run: str
@@ -66,6 +70,9 @@ class RunStatus:
     last_validation: ValidationResult | None
     problems: list[str]
     changed_at: datetime
+    wish: Wish | None = None
+    alive: bool = False
+    trouble: str | None = None
 
 
 def read_status(folder: RunFolder) -> RunStatus:
@@ -92,6 +99,9 @@ def read_status(folder: RunFolder) -> RunStatus:
         last_validation=_last_validation(rounds, record),
         problems=_problems(rounds) if record is None else record.problems,
         changed_at=_changed_at(folder),
+        wish=folder.read_wish() if folder.wish.is_file() else None,
+        alive=is_held(folder.server_app_lock),
+        trouble=folder.read_trouble(),
     )
 
 
@@ -103,7 +113,9 @@ def status_lines(status: RunStatus, *, now: datetime) -> list[str]:
         now: When it is read.
     """
     lines = [f"{status.run}: {stand(status)}"]
-    if status.outcome is None and status.phase not in ("not started", "finished"):
+    if status.trouble is not None:
+        lines.append(f"  {status.trouble}")
+    if status.outcome is None and status.phase not in ("not started", "paused", "finished"):
         if status.answered:
             lines.append(f"  answered: {', '.join(status.answered)}")
         if status.waiting_for:
@@ -116,6 +128,8 @@ def status_lines(status: RunStatus, *, now: datetime) -> list[str]:
     lines.append(f"  last sign of life: {status.changed_at:%Y-%m-%d %H:%M:%S} UTC, {duration(age)} ago")
     if status.outcome is not None:
         lines.append("Next: `gliorn-server report` with this folder writes its report.html")
+    elif status.wish in ("pause", "stop") and not status.alive:
+        lines.append(f"Next: `gliorn-server run --resume {status.run}` continues it")
     return lines
 
 
@@ -132,7 +146,17 @@ def stand(status: RunStatus) -> str:
         "paused": f"paused after {done}",
         "finished": "finished, but its record.json is gone; restore it from a copy",
     }
-    return texts.get(status.phase, status.phase)
+    text = texts.get(status.phase, status.phase)
+    match status.wish, status.alive:
+        case "pause", False:
+            return f"paused after {done}"
+        case "pause", True:
+            return f"{text}; waits after this round"
+        case "stop", _:
+            return f"{text}; ends after this round"
+        case "run", False:
+            return f"{text}; " + ("given up on" if status.trouble else "waits for the server to start it")
+    return text
 
 
 def _auc_text(last: ValidationResult) -> str:
@@ -156,8 +180,8 @@ def _read_board(folder: RunFolder) -> _Board | None:
 
 
 def _record_of_ended_run(folder: RunFolder) -> Record | None:
-    """The record; a run that goes on after an INVALID end has none until its next end."""
-    return read_record(folder) if folder.record.is_file() else None
+    """The record; a run that goes on after an INVALID end, or is about to, has none until its next end."""
+    return read_record(folder) if folder.record.is_file() and not folder.resumption.is_file() else None
 
 
 def _last_validation(rounds: Sequence[RoundLine], record: Record | None) -> ValidationResult | None:
