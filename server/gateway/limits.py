@@ -63,7 +63,7 @@ MAX_BODIES_BYTES = 512 * _MIB
 STRANGERS_PER_S, STRANGERS_BURST = 0.5, 30.0
 """Requests from one address that no admitted key has signed, and that are answered with a reason."""
 
-CALLS_PER_S, CALLS_BURST = 200.0, 600.0
+CALLS_PER_S, CALLS_BURST = 500.0, 2000.0
 """Requests of one site. Many small arrays take many calls; a site makes two at a time."""
 
 _MOST_BUCKETS = 10_000

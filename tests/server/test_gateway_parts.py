@@ -336,9 +336,10 @@ SITE = AdmittedSite(name="site-a", public_key="k", fingerprint="SHA256:a", admit
 
 def _answer(message: str) -> bytes:
     tree = ObjectTree(object_id=message, children=[ObjectTree(object_id=f"{message} child")])
-    return PullMessagesResponse(
+    response = PullMessagesResponse(
         messages_list=[Message(metadata=Metadata(message_id=message))], message_object_trees=[tree]
-    ).SerializeToString()
+    )
+    return bytes(response.SerializeToString())
 
 
 def test_message_is_handed_over_again_a_few_times_and_then_given_up(tmp_path: Path) -> None:
@@ -386,6 +387,6 @@ def test_private_names_of_flower_are_still_what_the_gateway_takes_them_for() -> 
     delivery = flower_private.read_delivery(_answer("m"))
 
     assert delivery is not None
-    assert (delivery.messages, delivery.objects) == ({"m"}, {"m", "m child"})
+    assert delivery == flower_private.Delivery(frozenset({"m"}), frozenset({"m", "m child"}))
     with pytest.raises(ProtocolError, match=r"not a call of Flower 1\.41"):
         flower_private.read_delivery(b"\xff")
