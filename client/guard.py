@@ -103,7 +103,8 @@ def require_installed_bundle(bundle: bytes) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every call
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    for ours in ("client", "__main__"):
+        logging.getLogger(ours).setLevel(logging.INFO)
     logging.getLogger("flwr").propagate = False  # it has a handler of its own
     main(sys.argv[1:])

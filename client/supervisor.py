@@ -477,12 +477,11 @@ class Supervisor:
 
     def _end(self) -> None:
         """Take leave of the coordinator and end all programs; a second signal ends them at once."""
-        already = self._signals
         left = not self._programs.supernode_running
         if not left:
             self._programs.ask_to_leave()
             end = time.monotonic() + self._pace.leave
-            while time.monotonic() < end and self._signals <= max(already, 1):
+            while time.monotonic() < end and self._signals < 2:
                 self._read_events()
                 if (status := self._programs.ended_supernode()) is not None:
                     left = status == 0
@@ -492,11 +491,11 @@ class Supervisor:
         self._programs.close_events()
         if left:
             self._site.remember_node(None)
-        elif self._signals <= max(already, 1):
+        elif self._signals < 2:
             leave: Background[None] = Background()
             leave.start(self._site.free_node)
             end = time.monotonic() + self._pace.leave
-            while leave.is_running and time.monotonic() < end and self._signals <= max(already, 1):
+            while leave.is_running and time.monotonic() < end and self._signals < 2:
                 time.sleep(0.05)
 
     @contextmanager
