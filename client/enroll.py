@@ -158,7 +158,9 @@ def _configuration(site_file: Path, invite: Invite, *, has_key: bool) -> tuple[b
     try:
         before = site_file.read_bytes()
     except FileNotFoundError:
-        return _filled_template(invite).encode(), "written; fill in data, label_map and cache, and agree under studies"
+        text = _filled_template(invite)
+        parse_site_config(text, origin="the configuration for this invite")
+        return text.encode(), "written; fill in data, label_map and cache, and agree under studies"
     try:
         text = before.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -251,7 +251,7 @@ def _is_address(host: str) -> bool:
         ipaddress.ip_address(host)
     except ValueError:
         return False
-    return True
+    return "%" not in host  # an address with a zone means something on one machine alone
 
 
 def _plain_host(host: str) -> str:

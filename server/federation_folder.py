@@ -11,11 +11,9 @@ from pathlib import Path
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from common.documents import Settings, parse_settings
+from common.enrolment import NAME
 from common.errors import ConfigError
-from server.run_folder import write_atomically
-
-NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
-"""What the name of a federation or of a site looks like."""
+from server.private_files import write_private
 
 
 class FederationConfig(Settings):
@@ -138,7 +136,7 @@ class FederationFolder:
     def write_register(self, sites: list[AdmittedSite]) -> None:
         """Replace the register; the caller holds `locked_register`."""
         values = [asdict(site) for site in sites]
-        write_atomically(self.register, (json.dumps(values, indent=1) + "\n").encode())
+        write_private(self.register, (json.dumps(values, indent=1) + "\n").encode())
 
     @contextmanager
     def locked_register(self) -> Iterator[None]:

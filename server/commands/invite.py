@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from common.authorities import certificate_digest, certificates_in
 from common.errors import ConfigError
 from common.study import Study, parse_study
-from server.authority import signing_authority, trusted_authorities
+from server.authority import require_hosts, signing_authority, trusted_authorities
 from server.commands.places import add_federation_argument, federation_folder
 from server.federation_folder import FederationFolder
 from server.invites import invite_sites
@@ -36,7 +36,7 @@ def _invite(arguments: argparse.Namespace) -> int:
     if not 1 <= arguments.days <= LONGEST_DAYS:
         raise ConfigError(f"--days {arguments.days}: expected 1 to {LONGEST_DAYS}")
     folder = federation_folder(arguments)
-    folder.read_config()
+    require_hosts(folder.read_config().hosts)
     study = _study(folder)
     authority, trusted = signing_authority(folder), trusted_authorities(folder)
     [signer] = [certificate_digest(each) for each in certificates_in(authority.certificate, origin="authority")]

@@ -233,6 +233,15 @@ def test_nothing_is_left_when_a_step_fails(tmp_path: Path, monkeypatch: pytest.M
     assert [path.name for path in tmp_path.iterdir()] == ["site.yaml"]
 
 
+def test_invite_with_an_address_that_cannot_be_leaves_nothing(tmp_path: Path) -> None:
+    impossible = sign_invite(an_invite(address="a.org:99999"), AUTHORITY.key)
+
+    with pytest.raises(ConfigError, match="a port from 1 to 65535"):
+        enroll(impossible, tmp_path / "site.yaml", now=NOW)
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_expired_invite_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the invite expired at"):
         enroll(TEXT, tmp_path / "site.yaml", now=NOW + timedelta(days=15))

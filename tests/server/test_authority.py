@@ -170,6 +170,7 @@ def test_empty_folder_that_was_open_is_closed(tmp_path: Path) -> None:
         (["--name", "n", "--host", "https://a.org"], "host is 'https://a.org', expected an IP address or a name"),
         (["--name", "n", "--host", "klinik-köln.de"], "(umlauts as punycode)"),
         (["--name", "n", "--host", "a.org:9092"], "host is 'a.org:9092'"),
+        (["--name", "n", "--host", "fe80::1%eth0"], "host is 'fe80::1%eth0'"),
         (["--name", "n", "--host", "a.org", "--port", "0"], "--port 0: expected a number from 1 to 65535"),
     ],
 )

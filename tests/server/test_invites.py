@@ -187,6 +187,16 @@ def test_study_with_faults_is_not_named_and_the_faults_are_said(
     assert "did you mean 'seed'?" in captured.err
 
 
+def test_host_that_was_mistyped_after_init_is_said_before_it_is_in_any_invite(
+    folder: FederationFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder.config.write_text(folder.config.read_text().replace("federation.example.org", "klinik-köln.de"))
+
+    assert main(["invite", "a", "--federation", str(folder.path)]) == 2
+    assert "host is 'klinik-köln.de', expected an IP address or a name" in capsys.readouterr().err
+    assert read_invites(folder) == []
+
+
 def test_command_outside_a_federation_says_how_to_name_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["invite", "a", "--federation", str(tmp_path)]) == 2
     assert "name it with --federation, or make one with `gliorn-server init`" in capsys.readouterr().err
