@@ -27,6 +27,10 @@ certificate, the clocks, whether the key is admitted, consent, the data, the dis
 this device, with the time a round will take. Nothing about a single patient leaves this terminal."""
 
 
+_MARGIN = " " * 10
+"""Where what was found begins, under the level."""
+
+
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Describe both commands."""
     site = argparse.ArgumentParser(add_help=False)
@@ -68,9 +72,10 @@ class _Telling:
         if heading != self._heading:
             print(f"{heading}:")
             self._heading = heading
-        print(f"  {finding.level:<8}{finding.name}: {finding.found}", flush=True)
+        found = finding.found.replace("\n", "\n" + _MARGIN)
+        print(f"  {finding.level:<8}{finding.name}: {found}", flush=True)
         if finding.advice:
-            print(f"          -> {finding.advice}", flush=True)
+            print(f"{_MARGIN}-> {finding.advice}", flush=True)
 
     def tell_manifest(self, manifest: "SiteManifest", study: Study) -> None:
         """Take what the coordinator would be told."""
@@ -143,15 +148,10 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _working_hours(config: SiteConfig) -> list[Finding]:
-    """Whether the site's hours can be read, and whether it takes part now."""
+    """Whether the site takes part now, where it has hours at all."""
     if config.working_hours is None:
         return []
-    try:
-        hours = parse_working_hours(config.working_hours)
-    except ValueError as error:
-        advice = 'write such as "mon-fri 19:00-07:00", or leave the setting out'
-        return [Finding("kit", "working hours", "FAIL", f"working_hours: {error}", advice)]
-    now = datetime.now(UTC)
+    hours, now = parse_working_hours(config.working_hours), datetime.now(UTC)
     change = hours.next_change(now)
     found = "open now" if hours.is_open(now) else "closed now"
     if change is not None:
