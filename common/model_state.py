@@ -1,8 +1,9 @@
 """The state of a model as named arrays: compared, hashed, and turned into safetensors bytes and back."""
 
 import hashlib
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,20 +34,48 @@ def state_digest(state: ModelState) -> str:
 
 
 def encode_state(state: ModelState, *, metadata: Mapping[str, str] | None = None) -> bytes:
-    """The state as the bytes of a safetensors file; equal states and metadata give equal bytes."""
-    arrays = {name: in_c_order(state[name]) for name in sorted(state)}
-    payload: bytes = safetensors.numpy.save(arrays, dict(metadata) if metadata else None)
-    return _with_sorted_metadata(payload) if metadata else payload
+    """The state as the bytes of a safetensors file; equal states and metadata give equal bytes.
 
-
-def _with_sorted_metadata(payload: bytes) -> bytes:
-    """Undo that safetensors 0.8 writes the metadata in an order that differs from call to call."""
-    size = int.from_bytes(payload[:8], "little")
-    header = json.loads(payload[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    They are those that safetensors 0.8 writes, but for the order of the metadata, which there differs from call to
+    call. Written here, since safetensors holds the state three times meanwhile.
+    """
+    types = {name: np.asarray(state[name]).dtype for name in state}
+    names = sorted(state, key=lambda name: (-_RANK[types[name].str], name))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    end = 0
+    for name in names:
+        array = state[name]
+        header[name] = {
+            "dtype": SAFETENSORS_TYPES[types[name].str],
+            "shape": list(array.shape),
+            "data_offsets": [end, end := end + array.nbytes],
+        }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + payload[8 + size :]
+    file = io.BytesIO()
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in names:
+        file.write(in_c_order(state[name]).reshape(-1).view(np.uint8).data)
+    return file.getvalue()
+
+
+SAFETENSORS_TYPES = {
+    "|b1": "BOOL",
+    "|u1": "U8",
+    "|i1": "I8",
+    "<i2": "I16",
+    "<u2": "U16",
+    "<f2": "F16",
+    "<i4": "I32",
+    "<u4": "U32",
+    "<f4": "F32",
+    "<f8": "F64",
+    "<i8": "I64",
+    "<u8": "U64",
+}
+"""What safetensors calls NumPy's types, in the order in which it writes them, the last one first."""
+
+_RANK = {dtype: rank for rank, dtype in enumerate(SAFETENSORS_TYPES)}
 
 
 def decode_state(payload: bytes, *, origin: str) -> dict[str, Array]:
@@ -97,9 +126,20 @@ def update_norm(state: ModelState, reference: ModelState) -> float:
     square = 0.0
     for name in sorted(reference):
         if np.issubdtype(reference[name].dtype, np.floating):
-            difference = state[name].astype(np.float64) - reference[name]
-            square += float(np.vdot(difference, difference))
+            before, after = reference[name].reshape(-1), state[name].reshape(-1)
+            for block in blocks(before.size):
+                difference = after[block].astype(np.float64) - before[block]
+                square += float(np.vdot(difference, difference))
     return float(np.sqrt(square))
+
+
+def blocks(size: int) -> Iterator[slice]:
+    """A long array in parts, so that what is computed of it need not all be in memory."""
+    for start in range(0, size, _BLOCK):
+        yield slice(start, min(start + _BLOCK, size))
+
+
+_BLOCK = 2**20
 
 
 def _first(names: list[str]) -> str:

@@ -1,38 +1,40 @@
-"""The next global state as a weighted mean of the sites' states, one state in memory at a time."""
+"""The next global state as a weighted mean of the sites' states, of which a part at a time need be in memory."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 
-from common.model_state import Array, ModelState
+from common.model_state import Array, ModelState, blocks
 
 
-def weighted_mean(states: Iterable[tuple[ModelState, float]], *, reference: ModelState) -> dict[str, Array]:
+def weighted_mean(states: Sequence[tuple[ModelState, float]], *, reference: ModelState) -> dict[str, Array]:
     """FedAvg (McMahan et al. 2017, arXiv:1602.05629, algorithm 1): the mean of states by weight, buffers included.
 
     Sums are in float64 in the order given, so that the same states in the same order give the same bytes. Whole-number
     buffers, such as batch norm's counter of batches, are rounded to the nearest.
 
     Args:
-        states: States with the names and shapes of the reference, and their weights, above 0. Consumed one by one.
+        states: States with the names and shapes of the reference, and their weights, above 0. Of states that lie on
+            disk a part at a time is in memory.
         reference: Gives names, shapes and types of the result.
 
     Raises:
         ValueError: If there is no state.
     """
-    sums = {name: np.zeros(array.shape, dtype=np.float64) for name, array in reference.items()}
-    total = 0.0
-    for state, weight in states:
-        for name in sums:
-            sums[name] += weight * state[name].astype(np.float64)
-        total += weight
+    total = sum(weight for _, weight in states)
     if total <= 0:
         raise ValueError("a mean needs at least one state of positive weight")
     mean: dict[str, Array] = {}
-    for name, weighted_sum in sums.items():
-        exact = weighted_sum / total
-        dtype = reference[name].dtype
-        mean[name] = np.asarray(np.rint(exact) if np.issubdtype(dtype, np.integer) else exact, dtype=dtype)
+    for name, array in reference.items():
+        result = np.empty(array.shape, dtype=array.dtype)
+        flat = result.reshape(-1)
+        for block in blocks(flat.size):
+            sums = np.zeros(block.stop - block.start, dtype=np.float64)
+            for state, weight in states:
+                sums += weight * state[name].reshape(-1)[block].astype(np.float64)
+            exact = sums / total
+            flat[block] = np.rint(exact) if np.issubdtype(array.dtype, np.integer) else exact
+        mean[name] = result
     return mean
 
 

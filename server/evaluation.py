@@ -46,7 +46,7 @@ def evaluate_at_sites(
 
     problems |= collect(
         grid,
-        task_records(task),
+        lambda: task_records(task),
         message_type=MESSAGE_TYPES[EvaluateTask],
         group=task.split,
         nodes=nodes,

@@ -51,7 +51,7 @@ NO_REPLY = "no reply before the deadline"
 
 def collect(
     grid: Grid,
-    content: RecordDict,
+    content: Callable[[], RecordDict],
     *,
     message_type: str,
     group: str,
@@ -68,7 +68,8 @@ def collect(
 
     Args:
         grid: Flower's Grid.
-        content: What every site is sent.
+        content: Makes what every site is sent. Asked for whenever there is somebody to send it to, so that a large
+            content need not wait in memory for the replies.
         message_type: Flower's type of message.
         group: Flower's label for messages that belong together, such as the round.
         nodes: Flower's node for each site.
@@ -95,8 +96,12 @@ def collect(
         progressed = False
         for slot in slots:
             slot.is_connected = slot.node in online
-            if not slot.done and slot.message_id is None and slot.is_connected:
-                slot.sent(link.send(message(slot.node, message_type, content)), online[slot.node])
+        unsent = [slot for slot in slots if not slot.done and slot.message_id is None and slot.is_connected]
+        if unsent:
+            records = content()
+            for slot in unsent:
+                slot.sent(link.send(message(slot.node, message_type, records)), online[slot.node])
+            del records
         for slot in slots:
             if slot.done or slot.message_id is None:
                 continue

@@ -208,7 +208,7 @@ class Federation:
         self._progress = checkpoint.commit(self._folder, self._progress, record=record, state=result.state)
         for name, site in sorted(sites.items()):
             log.info("round %d, %s: %s", round, name, site.status if site.status == "accepted" else missing[name])
-        return result.state
+        return checkpoint.load_state(self._folder, round)
 
     def _consider(self, round: int, pool: Pool) -> None:
         new = candidate(round, summary(pool, study=self._study))

@@ -84,7 +84,7 @@ class Membership:
 
         failures = collect(
             self._grid,
-            task_records(DescribeTask(self._study)),
+            lambda: task_records(DescribeTask(self._study)),
             message_type=MESSAGE_TYPES[DescribeTask],
             group="describe",
             nodes={key: info.node_id for key, info in unknown.items()},

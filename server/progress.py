@@ -7,10 +7,11 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from common.errors import ConfigError, ProtocolError
-from common.model_state import Array, ModelState, decode_state, encode_state, state_digest
+from common.model_state import ModelState, encode_state, state_digest
 from server.disk import once_there_is_room
 from server.records import RoundRecord
 from server.run_folder import RunFolder, write_atomically, write_json
+from server.stored_state import StoredState
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,8 @@ def read_progress(folder: RunFolder) -> Progress | None:
     return progress
 
 
-def load_state(folder: RunFolder, round: int, *, digest: str | None = None) -> dict[str, Array]:
-    """The state after a round.
+def load_state(folder: RunFolder, round: int, *, digest: str | None = None) -> StoredState:
+    """The state after a round; its arrays stay on disk.
 
     Args:
         folder: The run.
@@ -162,7 +163,7 @@ def load_state(folder: RunFolder, round: int, *, digest: str | None = None) -> d
     if not path.is_file():
         raise ConfigError(f"{path}: absent, expected the model state after round {round}; restore it from a copy")
     try:
-        state = decode_state(path.read_bytes(), origin=str(path))
+        state = StoredState(path, origin=str(path))
     except ProtocolError as error:  # no peer sent it: it lies on the coordinator's own disk
         raise ConfigError(str(error)) from None
     if digest is not None and state_digest(state) != digest:

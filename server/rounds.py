@@ -1,7 +1,7 @@
 """One round of training: ask the sites, screen each reply as it comes, fold the accepted ones into the next state."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 
 from common.errors import ProtocolError
 from common.messages import MESSAGE_TYPES, read_train_reply, task_records
-from common.model_state import Array, ModelState, decode_state, encode_state
+from common.model_state import Array, ModelState, encode_state
 from common.study import Study
 from common.tasks import Evaluation, Failure, SiteManifest, TrainTask
 from server.aggregation import aggregation_weight, balanced_class_weights, weighted_mean
@@ -19,6 +19,7 @@ from server.exchange import collect
 from server.gatekeeper import outlying_updates, screen_train_reply
 from server.records import SiteRound
 from server.run_folder import RunFolder
+from server.stored_state import StoredState
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def run_round(
     manifests: Mapping[str, SiteManifest],
     answered: Callable[[str], None],
 ) -> RoundResult:
-    """Run one round. Replies wait on disk until all are in, so that one model state at a time is in memory.
+    """Run one round. What is sent and what has come stays on disk, so that one model state at a time is in memory.
 
     Args:
         grid: Flower's Grid.
@@ -73,7 +74,7 @@ def run_round(
 
     failures = collect(
         grid,
-        task_records(task),
+        lambda: task_records(task),
         message_type=MESSAGE_TYPES[TrainTask],
         group=str(task.round),
         nodes=nodes,
@@ -144,11 +145,13 @@ class _Reception:
         for name, reason in outlying_updates(norms, max_ratio=max_ratio).items():
             self.sites[name] = replace(self.sites[name], status="refused", reason=reason)
 
-    def states(self, accepted: Mapping[str, SiteRound]) -> Iterator[tuple[ModelState, float]]:
-        """The accepted states in the order of the sites' names, read one by one."""
+    def states(self, accepted: Mapping[str, SiteRound]) -> list[tuple[ModelState, float]]:
+        """The accepted states, on disk, in the order of the sites' names."""
+        states: list[tuple[ModelState, float]] = []
         for name, site in sorted(accepted.items()):
             assert site.weight is not None
-            yield decode_state(self._path(name).read_bytes(), origin=f"the reply of {name}"), site.weight
+            states.append((StoredState(self._path(name), origin=f"the reply of {name}"), site.weight))
+        return states
 
     def clear(self) -> None:
         for path in self._folder.replies.iterdir():

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors import safe_open
-from safetensors.numpy import load
+from safetensors.numpy import load, save
 
 from common.errors import ProtocolError
 from common.model_state import (
+    SAFETENSORS_TYPES,
     Array,
     decode_state,
     encode_state,
@@ -60,6 +61,17 @@ def test_file_with_metadata_is_read_by_safetensors_itself(tmp_path: Path) -> Non
         assert opened.metadata() == METADATA
         np.testing.assert_array_equal(opened.get_tensor("weight"), state()["weight"])
     assert state_digest(load(encode_state(state(), metadata=METADATA))) == state_digest(state())
+
+
+def test_bytes_are_those_that_safetensors_writes() -> None:
+    mixed = {
+        f"{index} of {name}": np.arange(index + 1).astype(dtype)
+        for index, (dtype, name) in enumerate(SAFETENSORS_TYPES.items())
+    }
+    mixed |= {"z": np.zeros((0, 3), np.float32), "a": np.ones((2, 3), np.float32), "ünïcode": np.array(1.5)}
+
+    assert encode_state(mixed) == save(mixed)
+    assert encode_state(mixed, metadata={"a": "ä"}) == save(mixed, {"a": "ä"})
 
 
 def test_strided_array_counts_as_its_values() -> None:

@@ -2,8 +2,8 @@
 
 import itertools
 import weakref
-from collections.abc import Iterator
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from client.training import TrainingSet, build_optimizer, train_locally
+from common import model_state
 from common.model import build_model, get_state, initial_state, set_state
 from common.model_state import Array, state_digest, update_norm
 from common.study import AugmentationSpec, ModelSpec, TrainingSpec
@@ -94,21 +95,35 @@ def test_mean_of_nobody_is_refused() -> None:
         weighted_mean([], reference=state(0))
 
 
-def test_one_reply_at_a_time_is_held() -> None:
-    held: list[weakref.ref[Array]] = []
+class Watched(dict[str, Array]):
+    """A state on disk: gives a new array whenever it is asked, and remembers which are still held."""
 
-    def replies() -> Iterator[tuple[dict[str, Array], float]]:
-        for number in range(3):
-            reply = state(number)
-            held.append(weakref.ref(reply["w"]))
-            yield reply, 1.0
-            del reply
-            assert all(array() is None for array in held[:-1])
+    held: ClassVar[list[weakref.ref[Array]]] = []
 
-    mean = weighted_mean(replies(), reference=state(0))
+    def __getitem__(self, name: str) -> Array:
+        assert all(array() is None for array in self.held)
+        array = super().__getitem__(name).copy()
+        self.held.append(weakref.ref(array))
+        return array
 
-    assert mean["w"] == 1.0
-    assert len(held) == 3
+
+def test_one_array_of_one_reply_at_a_time_is_held() -> None:
+    replies = [(Watched(state(number, 1)), 1.0) for number in range(3)]
+
+    mean = weighted_mean(replies, reference=state(0, 0))
+
+    np.testing.assert_array_equal(mean["w"], [1, 1])
+    assert len(Watched.held) == 3
+
+
+def test_long_array_is_averaged_in_parts_like_a_short_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = np.random.default_rng(0).normal(size=(2, 50)).astype(np.float32)
+    replies = [({"w": row}, 0.3 + index) for index, row in enumerate(numbers)]
+    whole = weighted_mean(replies, reference=replies[0][0])
+
+    monkeypatch.setattr(model_state, "_BLOCK", 7)
+
+    np.testing.assert_array_equal(weighted_mean(replies, reference=replies[0][0])["w"], whole["w"])
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------

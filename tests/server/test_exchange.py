@@ -117,7 +117,7 @@ def exchange(
 
     failures = collect(
         grid,
-        CONTENT,
+        lambda: CONTENT,
         message_type="train",
         group="7",
         nodes=nodes,
