@@ -1,5 +1,6 @@
 """The gateway as a process, before a SuperLink that answers what the test says."""
 
+import asyncio
 import json
 import random
 import signal
@@ -7,6 +8,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,7 +36,7 @@ from starlette.types import Receive, Scope, Send
 from common.bundle import bundle_digest, installed_bundle
 from common.hello import HELLO_PATH, HelloRefusal, HelloReply
 from server.federation_folder import FederationFolder
-from server.gateway.limits import FLEET, MAX_BODY
+from server.gateway.limits import FLEET, MAX_BODY, MAX_CALLS_PER_SITE
 from server.provisioning import CertificateAuthority
 from server.sightings import read_sightings
 from tests.gateway_federation import (
@@ -63,11 +65,14 @@ class FakeSuperLink:
     port: int
     status: int = 200
     content: bytes = b""
+    may_answer: threading.Event = field(default_factory=threading.Event)
     calls: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         self.calls.append((request.url.path, dict(request.headers), await request.body()))
+        while not self.may_answer.is_set():
+            await asyncio.sleep(0.01)
         answer = Response(self.content, self.status, headers={"server": "uvicorn", "x-inner": "secret"})
         await answer(scope, receive, send)
 
@@ -107,14 +112,16 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 def _fresh(stage: Stage) -> Iterator[None]:
     stage.superlink.status, stage.superlink.content = 200, b""
     stage.superlink.calls.clear()
+    stage.superlink.may_answer.set()
     yield
     write_register(stage.folder, [stage.a, stage.b, stage.revoked], revoked=["site-r"])
 
 
 class _fake_superlink:  # noqa: N801
-    def __init__(self, folder: FederationFolder) -> None:
+    def __init__(self, folder: FederationFolder, port: int | None = None) -> None:
         tls = folder.superlink / "tls"
-        self.app = FakeSuperLink(free_port())
+        self.app = FakeSuperLink(free_port() if port is None else port)
+        self.app.may_answer.set()
         self.server = uvicorn.Server(
             uvicorn.Config(
                 self.app,
@@ -315,15 +322,32 @@ def test_no_status_that_leaves_a_supernode_deaf_comes_out(stage: Stage, call: st
     assert stage.call(call, body).status_code == STATUSES[call, status]
 
 
-def test_site_is_told_to_try_again_while_the_superlink_is_away(tmp_path: Path) -> None:
+def test_site_is_told_to_try_again_until_the_superlink_is_back(tmp_path: Path) -> None:
     folder, _ = make_federation(tmp_path / "federation")
     a = make_site_key(tmp_path, "site-a")
     write_register(folder, [a])
-    with running_gateway(folder, superlink_port=free_port()) as gateway, gateway.client() as client:
+    port = free_port()
+    with running_gateway(folder, superlink_port=port) as gateway, gateway.client() as client:
         answer = client.post(FLEET + "pull-messages", headers=a.headers())
 
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
         gateway.wait_for_log("the SuperLink does not answer")
+
+        with _fake_superlink(folder, port):
+            assert client.post(FLEET + "pull-messages", headers=a.headers()).status_code == 200
+        gateway.wait_for_log("the SuperLink answers again")
+
+
+def test_site_with_more_calls_than_it_may_have_at_one_time_is_told_to_try_again(stage: Stage) -> None:
+    stage.superlink.may_answer.clear()
+    with ThreadPoolExecutor(MAX_CALLS_PER_SITE) as pool:
+        waiting = [pool.submit(stage.call, "pull-messages") for _ in range(MAX_CALLS_PER_SITE)]
+        wait_until(lambda: len(stage.superlink.calls) == MAX_CALLS_PER_SITE)
+
+        assert stage.call("pull-messages").status_code == 503
+        stage.superlink.may_answer.set()
+        assert {each.result().status_code for each in waiting} == {200}
+    assert stage.call("pull-messages").status_code == 200
 
 
 def test_chunk_as_flower_makes_it_passes_and_a_larger_body_is_dropped_with_the_reason_in_the_log(stage: Stage) -> None:
