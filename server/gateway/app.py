@@ -32,8 +32,8 @@ from server.gateway.hello import Reception
 from server.gateway.limits import (
     FLEET,
     MAX_BODY,
-    MAX_CALLS,
     MAX_CALLS_PER_SITE,
+    MAX_CONNECTIONS,
     MAX_HEADER,
     BodyTooLargeError,
     BodyTooSlowError,
@@ -107,7 +107,7 @@ class Gateway:
         self._admission, self._attendance, self._deliveries = admission, attendance, deliveries
         self._reception, self._calls, self._log = reception, calls, access_log
         self._certificate, self._superlink, self._clocks = certificate, superlink, clocks
-        self._places = Places(MAX_CALLS, MAX_CALLS_PER_SITE)
+        self._places = Places(MAX_CONNECTIONS, MAX_CALLS_PER_SITE)
         self._memory = Memory()
         self._superlink_answers = True
 

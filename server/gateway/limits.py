@@ -54,7 +54,7 @@ MAX_CONNECTIONS_PER_ADDRESS = 256
 """A site uses up to five. Sites behind one proxy or one address share this."""
 
 MAX_CALLS = 64
-"""Calls that are at the SuperLink at one time."""
+"""Calls that are at the SuperLink at one time; more wait. Those whose bodies are still on their way do not count."""
 
 MAX_CALLS_PER_SITE = 16
 MAX_BODIES_BYTES = 512 * _MIB
