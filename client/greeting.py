@@ -1,11 +1,9 @@
 """What a site does before it connects and every ten minutes after: says hello and keeps up with what it is told."""
 
-import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-import httpx
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
@@ -13,6 +11,7 @@ from client.config import SiteConfig
 from client.coordinator import HelloError, say_hello
 from client.kit import Kit
 from client.private_files import write_atomically
+from client.rehearsal.route import route_to, walk
 from common.authorities import certificate_digest, certificates_in
 from common.bundle import bundle_digest, installed_bundle
 from common.errors import ConfigError
@@ -20,8 +19,6 @@ from common.hello import HelloReply
 
 PASSING_FAULTS = ("unreachable", "unavailable")
 """Faults that mend themselves; all others need a person."""
-
-_PROBE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -47,17 +44,26 @@ class Greeting:
 class Greeter:
     """Says hello for one site."""
 
-    def __init__(self, kit: Kit, config: SiteConfig, *, installed_version: str, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        kit: Kit,
+        config: SiteConfig,
+        *,
+        installed_version: str,
+        environment: Mapping[str, str],
+        now: Callable[[], datetime],
+    ) -> None:
         """Say nothing yet.
 
         Args:
             kit: The site's membership; its file of authorities is kept up to date.
             config: The site's configuration.
             installed_version: Version of gliorn here.
+            environment: Names the proxies to use.
             now: The site's clock, with time zone.
         """
         self._kit, self._config, self._now = kit, config, now
-        self._version = installed_version
+        self._version, self._environment = installed_version, environment
         self._bundle = bundle_digest(installed_bundle())
 
     def greet(self) -> Greeting:
@@ -66,10 +72,10 @@ class Greeter:
             reply = say_hello(self._kit, self._config, now=self._now())
             changed = self._take_over(reply)
         except HelloError as error:
-            text = str(error)
+            text = None
             if error.fault == "certificate":
-                text += _presented_issuer(self._kit)
-            return Greeting(text, passing=error.fault in PASSING_FAULTS)
+                text = _why_untrusted(self._kit, self._environment, self._now())
+            return Greeting(text or str(error), passing=error.fault in PASSING_FAULTS)
         except (ConfigError, OSError) as error:
             return Greeting(str(error))
         return Greeting(notes=self._notes(reply), authorities_changed=changed, federation=reply.federation)
@@ -132,22 +138,13 @@ def _pem(certificates: list[x509.Certificate]) -> bytes:
     return b"".join(certificate.public_bytes(serialization.Encoding.PEM) for certificate in certificates)
 
 
-def _presented_issuer(kit: Kit) -> str:
-    """Who issued the certificate that is presented in place of the coordinator's; empty where that is not to be had.
-
-    Nothing of the site's is told over this connection, which is not checked.
-    """
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
+def _why_untrusted(kit: Kit, environment: Mapping[str, str], now: datetime) -> str | None:
+    """Which certificate is presented in place of the coordinator's, and what to do; None if it looks right now."""
     try:
-        with (
-            httpx.Client(verify=context, timeout=_PROBE_S) as client,
-            client.stream("GET", f"https://{kit.address}/") as response,
-        ):
-            tls = response.extensions["network_stream"].get_extra_info("ssl_object")
-            certificate = x509.load_der_x509_certificate(tls.getpeercert(binary_form=True))
-    except (httpx.HTTPError, httpx.InvalidURL, KeyError, ValueError, AttributeError, TypeError):
-        return ""
-    until = certificate.not_valid_after_utc.date().isoformat()
-    return f"; it presents a certificate valid until {until}, issued by {certificate.issuer.rfc4514_string()}"
+        walked = walk(route_to(kit.address, environment), kit.ca_certificate, now=now)
+    except ConfigError as error:  # about a proxy in the environment
+        return str(error)
+    if walked.arrived:
+        return None
+    fault = walked.findings[-1]
+    return f"{fault.found}; {fault.advice}"

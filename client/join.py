@@ -61,7 +61,9 @@ def stay_joined(
             f"{kit.folder}: another gliorn-client on this machine is connected with this site's key; end it first, or "
             "leave it to its work"
         )
-    greeter = Greeter(kit, config, installed_version=version("gliorn"), now=now)
+    say(f"{config.name}: joining the federation at {kit.address}; Ctrl-C leaves")
+    say(f"what leaves this site: {kit.journal}; Flower's own output: {kit.flower_log}")
+    greeter = Greeter(kit, config, installed_version=version("gliorn"), environment=environment, now=now)
     site = Site(
         name=config.name,
         commands=FlowerCommands(kit, config, config_path, environment),

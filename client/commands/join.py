@@ -36,16 +36,12 @@ def _seconds(text: str) -> float:
 def join(arguments: argparse.Namespace) -> int:
     """Join the federation that the site configuration names and stay until stopped."""
     from client.join import stay_joined
-    from client.kit import kit_of
     from client.supervisor import Once
 
     if arguments.site is None:
         raise ConfigError("--site FILE is missing; name this hospital's site.yaml")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every call
     config = read_site_config(arguments.site)
-    kit = kit_of(config, origin=arguments.site)
-    _say(f"{config.name}: joining the federation at {kit.address}; Ctrl-C leaves")
-    _say(f"what leaves this site: {kit.journal}; Flower's own output: {kit.flower_log}")
     stay_joined(
         config,
         arguments.site.resolve(),
