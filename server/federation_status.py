@@ -239,7 +239,7 @@ def _certificate_text(status: FederationStatus) -> str:
     if days is None:
         return status.certificate_fault
     if days < 0:
-        return f"expired {count(-days, 'day')} ago; `gliorn-server certs renew` makes a new one"
+        return "expired, no site can connect; `gliorn-server certs renew` makes a new one"
     advice = "; `gliorn-server certs renew` makes a new one" if days < DAYS_TO_WARN else ""
     return f"{count(days, 'day')} left{advice}"
 

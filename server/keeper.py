@@ -14,6 +14,7 @@ from typing import Protocol
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from common.errors import ConfigError
 from server.locks import is_held
 from server.run_folder import RunFolder, write_json
 from server.superlink import SuperLinkError
@@ -72,6 +73,7 @@ class Keeper:
         runs: Folder of all runs.
         carrier: Flower.
         server: Name of this start of the server, unlike that of any other.
+        record_stop: Writes the record of a run that was stopped while no process carried it.
         say: Told one plain line whenever something happens.
         clock: Seconds on a clock that only goes forward.
     """
@@ -82,12 +84,14 @@ class Keeper:
         carrier: RunCarrier,
         *,
         server: str,
+        record_stop: Callable[[RunFolder], None],
         say: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runs = runs
         self._carrier = carrier
         self._server = server
+        self._record_stop = record_stop
         self._say = say
         self._clock = clock
         self._alive: str | None = None
@@ -180,14 +184,23 @@ class Keeper:
         last = _read_submission(folder)
         if last is None:
             return
-        outcome = outcome_of(folder)
         self._forget(folder, last)
         folder.submission.unlink()
+        if folder.read_wish() == "stop" and not folder.record.is_file():
+            self._end_stopped(folder)
+        outcome = outcome_of(folder)
         self._dead_since.pop(folder.name, None)
         if outcome is not None:
             self._say(f"run {folder.name}: ended {outcome}")
         else:
             self._say(f"run {folder.name}: set aside after round {_rounds_done(folder)}")
+
+    def _end_stopped(self, folder: RunFolder) -> None:
+        """Write the record that a ServerApp would have written, had it lived to the end of its round."""
+        try:
+            self._record_stop(folder)
+        except ConfigError as error:
+            write_json(folder.trouble, f"it was stopped, but its record cannot be written: {error}")
 
     def _forget(self, folder: RunFolder, submission: Submission) -> None:
         """Have Flower forget a run whose ServerApp never began; one whose ServerApp ended, it forgets in a minute.

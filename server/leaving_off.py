@@ -1,6 +1,7 @@
 """Leaves a run off before its end, because the coordinator wishes it. What it has done so far is kept."""
 
 import json
+import time
 from datetime import datetime
 from typing import Any
 
@@ -10,7 +11,7 @@ from common.errors import ConfigError
 from common.tasks import SiteManifest
 from server import progress as checkpoint
 from server.keeper import outcome_of
-from server.locks import hold, holder
+from server.locks import PATIENCE_S, hold, holder, is_held
 from server.processes import kill_tree, wait_for_end
 from server.progress import Progress
 from server.record import stopped_text, write_record
@@ -32,9 +33,13 @@ def require_unended(folder: RunFolder) -> None:
 
 def kill_server_app(folder: RunFolder) -> None:
     """End the process that carries a run, if there is one, at once."""
-    if (carrier := holder(folder.server_app_lock)) is not None:
-        kill_tree(carrier.pid)
-        wait_for_end(carrier.pid, carrier.started)
+    end = time.monotonic() + PATIENCE_S
+    while (carrier := holder(folder.server_app_lock)) is None:
+        if not is_held(folder.server_app_lock) or time.monotonic() >= end:
+            return
+        time.sleep(0.05)  # it has the lock and has not said yet who it is
+    kill_tree(carrier.pid)
+    wait_for_end(carrier.pid, carrier.started)
 
 
 def record_stop(folder: RunFolder, *, now: datetime) -> None:

@@ -18,6 +18,7 @@ from server.keeper import Keeper, runs_in_order
 from server.locks import hold, holder, is_held
 from server.processes import kill_tree, wait_for_end
 from server.registrations import Registrations
+from server.run_folder import RunFolder
 from server.superlink import HOST, SuperLink, SuperLinkError
 from server.supervisor import Program, Supervisor
 
@@ -67,7 +68,7 @@ def require_certificate(folder: FederationFolder, *, now: datetime, say: Say) ->
     left = certificate_lifetime(folder, now=now)
     if left <= timedelta(0):
         raise ConfigError(
-            f"{folder.certificate}: expired {-left.days} days ago, no site would connect; "
+            f"{folder.certificate}: expired on {now + left:%Y-%m-%d}, no site would connect; "
             "`gliorn-server certs renew` makes a new one, and sites need do nothing"
         )
     if left < timedelta(days=DAYS_TO_WARN):
@@ -101,7 +102,7 @@ class _Server:
             self._programs(os.environ), notes=folder.superlink / "children.json", logs=folder.logs, say=say
         )
         self._registrations = Registrations(folder, self._link, say=say)
-        self._keeper = Keeper(folder.runs, self._link, server=secrets.token_hex(8), say=say)
+        self._keeper = Keeper(folder.runs, self._link, server=secrets.token_hex(8), record_stop=_record_stop, say=say)
         self._ended = False
         self._listening_superlink: int | None = None
         self._ready = False
@@ -190,6 +191,12 @@ class _Server:
         end = time.monotonic() + TICK_S
         while time.monotonic() < end and not self._ended:
             time.sleep(0.1)
+
+
+def _record_stop(run: RunFolder) -> None:
+    from server.leaving_off import record_stop  # brings what draws reports, which a server seldom needs
+
+    record_stop(run, now=datetime.now(UTC))
 
 
 def _require_port(host: str, port: int, setting: str, config: Path) -> None:

@@ -87,9 +87,7 @@ def begin(
     folder.write_wish("run")
     print(f"Run {name}: study {study.name}, {study.rounds} rounds, sites {', '.join(expected)}")
     print(f"Study digest {study.digest}")
-    print(
-        "Each of these sites must have consented to that digest: `gliorn-client accept`, or `studies` in its site.yaml."
-    )
+    print("Each site must have consented to that digest: `gliorn-client accept`, or `studies` in its site.yaml.")
     return folder
 
 

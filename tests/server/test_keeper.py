@@ -47,7 +47,12 @@ class Coordinator:
 
     def __post_init__(self) -> None:
         self.keeper = Keeper(
-            self.runs, self.flower, server=self.server, say=self.said.append, clock=lambda: self.seconds
+            self.runs,
+            self.flower,
+            server=self.server,
+            record_stop=lambda run: end(run, "INVALID"),
+            say=self.said.append,
+            clock=lambda: self.seconds,
         )
 
     def tick(self, *, after_s: float = 1.0) -> None:
@@ -226,6 +231,16 @@ def test_paused_run_makes_room_for_the_next(coordinator: Coordinator) -> None:
 
     assert coordinator.flower.submitted == ["one", "two"]
     assert "run one: set aside after round 2" in coordinator.said
+
+
+def test_run_that_was_stopped_and_then_died_has_a_record_all_the_same(coordinator: Coordinator) -> None:
+    run = new_run(coordinator, "one")
+    coordinator.tick()
+    with coordinator.server_app(run):
+        run.write_wish("stop")
+
+    assert json.loads(run.record.read_text()) == {"outcome": "INVALID"}
+    assert coordinator.said[-1] == "run one: ended INVALID"
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------
