@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.command(arguments))
     except GliornError as error:
-        print(f"gliorn-server {arguments.name}: {error}", file=sys.stderr)
+        print(f"gliorn-server {arguments.verb}: {error}", file=sys.stderr)
         return OPERATORS_FAULT
     except OSError as error:
         if error.filename is None:
@@ -34,12 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return OUR_FAULT
         reason = error.strerror or type(error).__name__
         print(
-            f"gliorn-server {arguments.name}: {error.filename}: {reason}; look at the file and its rights",
+            f"gliorn-server {arguments.verb}: {error.filename}: {reason}; look at the file and its rights",
             file=sys.stderr,
         )
         return OPERATORS_FAULT
     except KeyboardInterrupt:
-        print(f"gliorn-server {arguments.name}: stopped", file=sys.stderr)
+        print(f"gliorn-server {arguments.verb}: stopped", file=sys.stderr)
         return OPERATORS_FAULT
 
 
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="gliorn-server",
         description="The coordinator of a federation. Research use only.",
     )
-    commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add(commands)
     return parser

@@ -162,3 +162,9 @@ def test_an_unknown_command_ends_with_2(capsys: pytest.CaptureFixture[str]) -> N
 
     assert exit.value.code == 2
     assert "choose from" in capsys.readouterr().err
+
+
+def test_a_fault_names_the_command_that_met_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "study.yaml", "--name", "first", "--federation", str(tmp_path)]) == 2
+
+    assert capsys.readouterr().err.startswith(f"gliorn-server run: {tmp_path}: no readable federation.yaml in it")
