@@ -39,6 +39,16 @@ class QuorumError(GliornError):
     code = "quorum"
 
 
+def _work_done(site: SiteRound) -> str:
+    """What an accepted site did in a round, for the log."""
+    assert site.num_patients is not None
+    assert site.seconds is not None
+    return (
+        f"accepted, {site.num_steps} steps on {sum(site.num_patients)} patients, mean loss {site.train_loss:.3f}, "
+        f"{sum(site.seconds):.1f} s at the site"
+    )
+
+
 class Federation:
     """One run over a Grid.
 
@@ -207,7 +217,7 @@ class Federation:
         )
         self._progress = checkpoint.commit(self._folder, self._progress, record=record, state=result.state)
         for name, site in sorted(sites.items()):
-            log.info("round %d, %s: %s", round, name, site.status if site.status == "accepted" else missing[name])
+            log.info("round %d, %s: %s", round, name, missing.get(name) or _work_done(site))
         return checkpoint.load_state(self._folder, round)
 
     def _consider(self, round: int, pool: Pool) -> None:
