@@ -22,6 +22,7 @@ LONGEST_REASON = 200
 HEARTBEAT = "SendNodeHeartbeat"
 PULL_MESSAGES = "PullMessages"
 PUSH_MESSAGES = "PushMessages"
+PULL_OBJECT = "PullObject"
 PUSH_OBJECT = "PushObject"
 ACTIVATE_NODE = "ActivateNode"
 

@@ -27,6 +27,7 @@ from client.flower_private import (
     ACTIVATE_NODE,
     HEARTBEAT,
     PULL_MESSAGES,
+    PULL_OBJECT,
     PUSH_MESSAGES,
     PUSH_OBJECT,
     ClientAppTasks,
@@ -80,7 +81,11 @@ class Watch:
         if call in (PUSH_MESSAGES, PUSH_OBJECT):
             self._complete = self._complete and status < 400
         if status >= 400:
-            if status != 403:  # a run that has ended; Flower goes on
+            if call == PULL_OBJECT and status == 403:
+                # The run ended while its message was on its way. Flower 1.41 has started a ClientApp for the message by
+                # then, and would wait for ever for its answer (`flwr/supernode/start_client_internal.py`).
+                signal.raise_signal(signal.SIGTERM)
+            elif status != 403:  # a run that has ended; Flower goes on
                 self._events.write(Event("refused", reason=call, status=status, code=error_code(body)))
         elif call == ACTIVATE_NODE:
             self._events.write(Event("connected", node=activated_node(body)))

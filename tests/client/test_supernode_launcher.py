@@ -23,7 +23,14 @@ from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatResponse
 from client.bandwidth import BandwidthLimit
 from client.coordinator import site_key
 from client.events import EXIT_DEAF, EXIT_HEARTBEAT, Event, EventReader, EventWriter
-from client.flower_private import HEARTBEAT, PULL_MESSAGES, PUSH_MESSAGES, PUSH_OBJECT, deactivate_node
+from client.flower_private import (
+    HEARTBEAT,
+    PULL_MESSAGES,
+    PULL_OBJECT,
+    PUSH_MESSAGES,
+    PUSH_OBJECT,
+    deactivate_node,
+)
 from client.kit import Kit
 from client.processes import ProcessLock
 from client.supernode import Watch, follow_tasks, reason_of
@@ -317,4 +324,19 @@ lock = ProcessLock(Path({str(path)!r})); print(lock.take(), flush=True); input()
     assert alive == []
     assert tasks.given_up == [1]
     assert told == [Event("crashed")]
+    reader.close()
+
+
+@pytest.mark.parametrize(("call", "leaves"), [(PULL_OBJECT, True), (PUSH_OBJECT, False)])
+def test_run_that_ends_while_its_message_arrives_has_the_supernode_begin_anew(
+    call: str, leaves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised: list[signal.Signals] = []
+    monkeypatch.setattr(signal, "raise_signal", raised.append)
+    watch, reader = watched()
+
+    watch.answered(call, 403, b"")
+
+    assert raised == ([signal.SIGTERM] if leaves else [])
+    assert list(reader.new_events()) == []
     reader.close()
