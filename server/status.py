@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from server.disk import once_there_is_room
 from server.run_folder import RunFolder, write_json
 
 Phase = Literal["joining", "round", "validation", "test", "paused", "finished"]
@@ -31,13 +32,11 @@ class StatusBoard:
         return answered
 
     def _write(self) -> None:
-        write_json(
-            self._folder.status,
-            {
-                "phase": self._phase,
-                "round": self._round,
-                "num_rounds": self._num_rounds,
-                "asked": self._asked,
-                "answered": sorted(self._answered),
-            },
-        )
+        values = {
+            "phase": self._phase,
+            "round": self._round,
+            "num_rounds": self._num_rounds,
+            "asked": self._asked,
+            "answered": sorted(self._answered),
+        }
+        once_there_is_room(lambda: write_json(self._folder.status, values))
