@@ -40,6 +40,9 @@ def kill_server_app(folder: RunFolder) -> None:
         time.sleep(0.05)  # it has the lock and has not said yet who it is
     kill_tree(carrier.pid)
     wait_for_end(carrier.pid, carrier.started)
+    end = time.monotonic() + PATIENCE_S
+    while is_held(folder.server_app_lock) and time.monotonic() < end:
+        time.sleep(0.05)  # its main thread is gone, and others are about to be
 
 
 def record_stop(folder: RunFolder, *, now: datetime) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from common.errors import ConfigError
 from server.processes import start_time
 
+_LOOKS = 3
 PATIENCE_S = 2.0
 """A look at a lock holds it for a moment; whoever wants it waits that out."""
 
@@ -56,7 +57,11 @@ def is_held(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        return not _taken(descriptor)
+        for _ in range(_LOOKS):  # another one's look at the lock holds it for a moment, too
+            if _taken(descriptor):
+                return False
+            time.sleep(0.01)
+        return True
     finally:
         os.close(descriptor)
 
