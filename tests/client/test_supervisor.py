@@ -251,8 +251,15 @@ def test_new_authorities_make_the_site_connect_anew_once_it_is_idle(trial: Trial
 def leave(*_): tell('idle'); sys.exit(0)
 signal.signal(signal.SIGUSR1, leave)
 tell('connected', node=7); tell('busy'); until_killed()"""
-    trial.greetings = [Greeting(federation="glioma"), Greeting(authorities_changed=True, federation="glioma")]
-    trial.until = lambda t: t.says("connected to", times=2)
+    offered: list[Greeting] = []
+
+    def offer_once_connected(t: Trial) -> bool:
+        if not offered and t.says("connected to"):
+            offered.append(Greeting(authorities_changed=True, federation="glioma"))
+            t.greetings += offered
+        return t.says("connected to", times=2)
+
+    trial.until = offer_once_connected
 
     trial.run(pace=replace(QUICK, hello=0.05))
 
