@@ -1,7 +1,6 @@
 """The state of a model as named arrays: compared, hashed, and turned into safetensors bytes and back."""
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -52,11 +51,8 @@ def encode_state(state: ModelState, *, metadata: Mapping[str, str] | None = None
         }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    file = io.BytesIO()
-    file.write(len(text).to_bytes(8, "little") + text)
-    for name in names:
-        file.write(in_c_order(state[name]).reshape(-1).view(np.uint8).data)
-    return file.getvalue()
+    parts = [in_c_order(state[name]).reshape(-1).view(np.uint8).data for name in names]
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
 
 
 SAFETENSORS_TYPES = {

@@ -32,9 +32,6 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.005, 0.5
 PULL_PATIENCE_S = 10.0
 """How long the loop stands by an upload before it looks after the other sites meanwhile."""
 
-MAX_STALLED = 2
-"""Uploads that may be under way in the background; each may hold a model in memory."""
-
 TRANSPORT_ERRORS = {
     3: "the message expired on its way",
     4: "the reply was lost on its way",
@@ -80,52 +77,86 @@ def collect(
     Returns:
         The reason for each site that gave no usable reply.
     """
-    link = PatientGrid(grid)
-    started = time.monotonic()
-
-    def left_s() -> float:
-        return started + timeout_s + link.lost_s - time.monotonic()
-
-    def message(node: int, message_type: str, content: RecordDict) -> Message:
-        return Message(content, node, message_type, ttl=max(left_s(), 1.0), group_id=group)
-
     slots = [_Slot(site, nodes[site]) for site in sorted(nodes)]
-    pause = FIRST_PAUSE_S
-    while left_s() > 0:
-        online = link.nodes()
-        progressed = False
+    exchange = _Exchange(PatientGrid(grid), slots, content, message_type, group, timeout_s, on_reply)
+    try:
+        exchange.run(enough)
+    finally:
         for slot in slots:
-            slot.is_connected = slot.node in online
-        unsent = [slot for slot in slots if not slot.done and slot.message_id is None and slot.is_connected]
-        if unsent:
-            records = content()
-            for slot in unsent:
-                slot.sent(link.send(message(slot.node, message_type, records)), online[slot.node])
-            del records
-        for slot in slots:
-            if slot.done or slot.message_id is None:
-                continue
-            info = online.get(slot.node)
-            if slot.should_ping(info):
-                slot.pinged(link.send(message(slot.node, PING_TYPE, ping_records())), info)
-            if slot.pull is None:
-                if slot.done or info is None or sum(other.pull is not None for other in slots) >= MAX_STALLED:
-                    continue
-                slot.pull = link.pull(slot.waits_for())
-                slot.pull.wait(min(PULL_PATIENCE_S, max(left_s(), 0.0)))
-            progressed |= slot.take(on_reply)
-        pause = FIRST_PAUSE_S if progressed else min(2 * pause, LONGEST_PAUSE_S)
-        if not _worth_waiting(slots, enough):
-            break
-        time.sleep(min(pause, max(left_s(), 0.0)))
+            if slot.pull is not None:
+                slot.pull.close()
     return {slot.site: slot.failure or slot.state() for slot in slots if slot.failure or not slot.done}
 
 
-def _worth_waiting(slots: list["_Slot"], enough: int) -> bool:
-    if all(slot.done for slot in slots):
-        return False
-    num_replies = sum(slot.done and not slot.failure for slot in slots)
-    return num_replies < enough or any(slot.tries > 0 and not slot.done for slot in slots)
+@dataclass
+class _Exchange:
+    """One content on its way to several sites."""
+
+    link: PatientGrid
+    slots: list["_Slot"]
+    content: Callable[[], RecordDict]
+    message_type: str
+    group: str
+    timeout_s: float
+    on_reply: Callable[[str, RecordDict], None]
+    started: float = field(default_factory=time.monotonic)
+
+    def run(self, enough: int) -> None:
+        """Go on until all have answered, or it is not worth waiting for the others."""
+        pause = FIRST_PAUSE_S
+        while self._left_s() > 0:
+            online = self.link.nodes()
+            self._send_unsent(online)
+            for slot in self.slots:
+                if not slot.done and slot.message_id is not None:
+                    self._look_after(slot, online.get(slot.node))
+            pause = FIRST_PAUSE_S if self._take_what_came() else min(2 * pause, LONGEST_PAUSE_S)
+            if not self._worth_waiting(enough):
+                return
+            time.sleep(min(pause, max(self._left_s(), 0.0)))
+
+    def _left_s(self) -> float:
+        return self.started + self.timeout_s + self.link.lost_s - time.monotonic()
+
+    def _message(self, slot: "_Slot", message_type: str, content: RecordDict) -> Message:
+        return Message(content, slot.node, message_type, ttl=max(self._left_s(), 1.0), group_id=self.group)
+
+    def _send_unsent(self, online: Mapping[int, NodeInfo]) -> None:
+        for slot in self.slots:
+            slot.is_connected = slot.node in online
+        unsent = [slot for slot in self.slots if not slot.done and slot.message_id is None and slot.is_connected]
+        if not unsent:
+            return
+        content = self.content()
+        for slot in unsent:
+            slot.sent(self.link.send(self._message(slot, self.message_type, content)), online[slot.node])
+
+    def _look_after(self, slot: "_Slot", info: NodeInfo | None) -> None:
+        if slot.should_ping(info):
+            slot.pinged(self.link.send(self._message(slot, PING_TYPE, ping_records())), info)
+        if slot.pull is None and not slot.done and info is not None:
+            is_news = any(other.pull is not None and other.pull.is_done for other in self.slots)
+            patience_s = 0.0 if is_news else min(PULL_PATIENCE_S, max(self._left_s(), 0.0))
+            slot.pull = self.link.pull(slot.waits_for(), patience_s=patience_s)
+            self._take_what_came()
+
+    def _take_what_came(self) -> bool:
+        """Take what requests have brought that are done; True if it was news of any site."""
+        is_news = False
+        for slot in self.slots:
+            if slot.pull is not None and slot.pull.is_done:
+                pull, slot.pull = slot.pull, None
+                try:
+                    is_news |= not slot.done and slot.take(pull, self.on_reply)
+                finally:
+                    pull.close()
+        return is_news
+
+    def _worth_waiting(self, enough: int) -> bool:
+        if all(slot.done for slot in self.slots):
+            return False
+        num_replies = sum(slot.done and not slot.failure for slot in self.slots)
+        return num_replies < enough or any(slot.tries > 0 and not slot.done for slot in self.slots)
 
 
 @dataclass
@@ -190,11 +221,8 @@ class _Slot:
         """The messages it has not answered, to be asked for at once: then a reply never comes after its ping's."""
         return [number for number in (self.message_id, self.ping_id) if number is not None]
 
-    def take(self, on_reply: Callable[[str, RecordDict], None]) -> bool:
-        """Take what the request under way has brought, if it has come to its end; True if that is news."""
-        if self.pull is None or not self.pull.wait(0.0):
-            return False
-        pull, self.pull = self.pull, None
+    def take(self, pull: Pull, on_reply: Callable[[str, RecordDict], None]) -> bool:
+        """Take what a request that is done has brought; True if that is news."""
         replies = pull.replies()
         if replies is None:
             self.ping_at = 0.0  # what the failed request had fetched is gone

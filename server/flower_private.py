@@ -1,8 +1,13 @@
-"""What the gateway reads of Flower 1.41's fleet calls: the few names that are not part of its public interface.
+"""The few names of Flower 1.41 that the server uses and that are not part of its public interface.
+
+They are what the gateway reads of fleet calls, and how a ServerApp fetches replies without holding several of them.
 
 Flower may change them in any release, so they stand in this one file, and tests check that each is still there.
 """
 
+import threading
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,6 +18,12 @@ from flwr.proto.message_pb2 import (
     PullObjectRequest,
     PushObjectRequest,
 )
+from flwr.supercore.inflatable.inflatable_object import (
+    InflatableObject,
+    get_object_head_values_from_object_content,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflatable_class_registry, pull_objects
+from flwr.superlink.grid import http_grid
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as ProtobufMessage
 
@@ -111,3 +122,64 @@ def _decoded(message: _Call, body: bytes) -> _Call:
     except DecodeError:
         raise ProtocolError("the body is not a call of Flower 1.41") from None
     return message
+
+
+# --- how a ServerApp fetches replies ----------------------------------------------------------------------------------
+
+_turn = threading.Semaphore()
+_of_this_thread = threading.local()
+
+
+def fetch_one_reply_at_a_time() -> None:
+    """Make Flower's Grid fetch a reply only when all of it is there, and only when no other one is in memory.
+
+    Flower 1.41 keeps what it has of a reply while a site is still uploading the rest, and puts it together from two
+    whole copies. A thread that has fetched a reply holds the turn until somebody calls `end_turn` for it.
+    """
+    vars(http_grid)["pull_objects"] = _fetch_in_turn
+    vars(http_grid)["inflate_object_from_contents"] = _inflate
+
+
+def has_turn() -> bool:
+    """Whether this thread has fetched a reply since it was last asked; from now on the turn is the caller's to end."""
+    has: bool = getattr(_of_this_thread, "has_turn", False)
+    _of_this_thread.has_turn = False
+    return has
+
+
+def end_turn() -> None:
+    """Let the next reply be fetched."""
+    _turn.release()
+
+
+def _fetch_in_turn(object_ids: list[str], pull_object_fn: Callable[[str], bytes]) -> dict[str, bytes]:
+    # A SuperNode sends the message itself after all its parts.
+    message_id = object_ids[-1]
+    contents = pull_objects([message_id], pull_object_fn)
+    if not getattr(_of_this_thread, "has_turn", False):
+        _turn.acquire()
+        _of_this_thread.has_turn = True
+    return contents | pull_objects([each for each in object_ids if each != message_id], pull_object_fn)
+
+
+def _inflate(object_id: str, contents: dict[str, bytes]) -> InflatableObject:
+    """Put an object together from its parts, letting go of each part when its last use is over."""
+    uses: Counter[str] = Counter()
+    for content in contents.values():
+        uses.update(set(get_object_head_values_from_object_content(content)[1]))
+    shared: dict[str, InflatableObject] = {}
+
+    def build(each: str) -> InflatableObject:
+        uses[each] -= 1
+        if each in shared:
+            return shared[each] if uses[each] > 0 else shared.pop(each)
+        content = contents.pop(each)
+        kind, children, _ = get_object_head_values_from_object_content(content)
+        built = inflatable_class_registry[kind].inflate(
+            content, children={child: build(child) for child in dict.fromkeys(children)}
+        )
+        if uses[each] > 0:
+            shared[each] = built
+        return built
+
+    return build(object_id)

@@ -15,6 +15,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from common.flower_private import NodeInfo, ObjectPushError
+from server.flower_private import end_turn, fetch_one_reply_at_a_time, has_turn
 
 log = logging.getLogger(__name__)
 
@@ -31,39 +32,69 @@ class Pull:
 
     Flower waits inside the request while a site is still uploading its reply, and up to three minutes for a site that
     died in the middle of it; meanwhile the loop looks after the other sites.
+
+    Args:
+        grid: Flower's Grid.
+        message_ids: The messages to which replies are asked for.
+        news: Set when the request is done.
     """
 
-    def __init__(self, grid: Grid, message_ids: Sequence[str]) -> None:
+    def __init__(self, grid: Grid, message_ids: Sequence[str], news: threading.Event) -> None:
         self._grid = grid
         self._message_ids = message_ids
+        self._news = news
+        self._lock = threading.Lock()
         self._messages: list[Message] = []
         self._error: BaseException | None = None
+        self._is_done = self._is_closed = self._has_turn = False
         # A daemon, so that an upload that nobody waits for any more does not keep the program from ending.
-        self._thread = threading.Thread(target=self._run, name="pull", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name="pull", daemon=True).start()
 
     def _run(self) -> None:
+        messages: list[Message] = []
+        error: BaseException | None = None
         try:
-            self._messages = list(self._grid.pull_messages(list(self._message_ids)))
-        except BaseException as error:  # noqa: BLE001 - raised again in the thread that asks for the result
-            self._error = error
+            messages = list(self._grid.pull_messages(list(self._message_ids)))
+        except BaseException as caught:  # noqa: BLE001 - raised again in the thread that asks for the result
+            error = caught
+        with self._lock:
+            self._is_done, self._has_turn = True, has_turn()
+            if self._is_closed:
+                self._end_turn()
+            else:
+                self._messages, self._error = messages, error
+        self._news.set()
 
-    def wait(self, seconds: float) -> bool:
-        """Wait for the end, at most so long; True if it has come."""
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
+    @property
+    def is_done(self) -> bool:
+        """Whether it has come to its end."""
+        return self._is_done
 
     def replies(self) -> dict[str, Message] | None:
         """What came, by the message it replies to, each once; None if the SuperLink failed and one should ask again."""
+        messages, self._messages = self._messages, []
         if self._error is not None:
             if not _passes(self._error):
                 raise self._error
             log.warning("Flower's SuperLink failed while replies were fetched (%s), asking again", _name(self._error))
             return None
         replies: dict[str, Message] = {}
-        for message in self._messages:
+        for message in messages:
             replies.setdefault(message.metadata.reply_to_message_id, message)
         return replies
+
+    def close(self) -> None:
+        """Forget the request, and let the next reply into memory."""
+        with self._lock:
+            self._is_closed = True
+            self._messages = []
+            if self._is_done:
+                self._end_turn()
+
+    def _end_turn(self) -> None:
+        if self._has_turn:
+            self._has_turn = False
+            end_turn()
 
 
 class PatientGrid:
@@ -75,7 +106,9 @@ class PatientGrid:
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
+        self._news = threading.Event()
         self.lost_s = 0.0
+        fetch_one_reply_at_a_time()
 
     def nodes(self) -> dict[int, NodeInfo]:
         """The connected nodes."""
@@ -87,9 +120,12 @@ class PatientGrid:
         numbers = self._patiently(lambda: list(self._grid.push_messages([message])))
         return numbers[0] if numbers and numbers[0] else None
 
-    def pull(self, message_ids: Sequence[str]) -> Pull:
-        """Begin to ask for replies."""
-        return Pull(self._grid, message_ids)
+    def pull(self, message_ids: Sequence[str], *, patience_s: float) -> Pull:
+        """Ask for replies; returns when they are there, when another request is done, or when patience is over."""
+        self._news.clear()
+        pull = Pull(self._grid, message_ids, self._news)
+        self._news.wait(patience_s)
+        return pull
 
     def _patiently(self, call: Callable[[], _T]) -> _T:
         started = time.monotonic()

@@ -33,6 +33,9 @@ LIFETIME, LEAST_LIFETIME = timedelta(days=3650), timedelta(days=365)
 CLI_TIMEOUT_S = 120.0
 KEY_IN_USE, NODE_NOT_FOUND = "[code: 23]", "[code: 24]"
 """What Flower 1.41 writes of its error codes (`flwr/supercore/error/base.py`)."""
+_MEMORY_IS_GIVEN_BACK = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "262144"}
+"""Else glibc keeps what a model took for the next one, on each thread's heap: 5 models in a ServerApp at rest."""
+
 _MEANWHILE_EVERY_S = 0.2
 
 
@@ -134,7 +137,7 @@ class SuperLink:
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
         """The environment of both."""
         environment = flower_environment(base, home=str(self.folder / "home"), programs=str(_programs()))
-        return environment | {RUNS_VARIABLE: str(self.runs)}
+        return environment | {RUNS_VARIABLE: str(self.runs)} | _MEMORY_IS_GIVEN_BACK
 
     def is_listening(self) -> bool:
         """Whether somebody accepts connections on its port."""
