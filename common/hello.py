@@ -22,7 +22,9 @@ class Hello(Settings):
     model_config = ConfigDict(extra="ignore")
 
     site: str = Field(max_length=63, description="name in the site's own configuration")
-    federation_id: str = Field(max_length=64, description="the federation that the site was invited to")
+    federation_id: str = Field(
+        max_length=64, description="the federation that the site was invited to; empty if unknown"
+    )
     version: str = Field(max_length=40, description="version of gliorn")
     bundle_digest: str = Field(max_length=64, description="SHA-256 of the installed app bundle")
     authorities: tuple[str, ...] = Field(

@@ -1,12 +1,14 @@
 """A site from its invite to its last hello, with the federation's own commands and a gateway as a process."""
 
 import hashlib
+import os
 import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -133,7 +135,9 @@ def test_certificates_and_authority_change_under_a_site_that_never_loses_the_coo
     kit, config, request = enrolled(folder, gateway, tmp_path / "hospital")
     admit(folder, request, now=datetime.now(UTC))
     wait_until_hello_gives(None, kit, config)
-    greeter = Greeter(kit, config, installed_version="0.1.0", now=lambda: datetime.now(UTC))
+    greeter = Greeter(
+        kit, config, installed_version=version("gliorn"), environment=os.environ, now=lambda: datetime.now(UTC)
+    )
 
     def greets(holds: Callable[[], bool]) -> None:
         """Say hello again and again, each time with success, until something holds."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,9 @@ def write_site(folder: Path, port: int, **settings: object) -> Path:
 def greeter_of(path: Path) -> tuple[Greeter, Kit]:
     config = read_site_config(path)
     kit = kit_of(config, origin=path)
-    return Greeter(kit, config, installed_version="0.1.0", environment=os.environ, now=lambda: datetime.now(UTC)), kit
+    return Greeter(
+        kit, config, installed_version=version("gliorn"), environment=os.environ, now=lambda: datetime.now(UTC)
+    ), kit
 
 
 def trusted_by(kit: Kit) -> set[str]:
