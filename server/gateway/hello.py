@@ -37,7 +37,7 @@ class Reception:
             hello = Hello.model_validate_json(body)
         except ValidationError:
             raise RefusedError("malformed") from None
-        if hello.federation_id not in ("", self._config.id):  # a kit of version 0.1 names none
+        if hello.federation_id not in ("", self._config.id):  # a kit written by hand names none
             raise RefusedError("other-federation")
         return hello
 
