@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 when it is done; 1 for a fault of this program; 2 for what the user has to mend.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = command_line().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request is no news
     try:
@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """All commands and their arguments."""
     parser = argparse.ArgumentParser(prog="gliorn-client", description=DESCRIPTION)
     parser.add_argument("--site", type=Path, metavar="FILE", help="this hospital's site.yaml")
     add_options(parser)

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 for a fault of this program, 2 for what the operator can mend (one message on stderr).
     """
-    arguments = _parser().parse_args(argv)
+    arguments = command_line().parse_args(argv)
     try:
         return int(arguments.command(arguments))
     except GliornError as error:
@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OPERATORS_FAULT
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """All commands and their arguments."""
     parser = argparse.ArgumentParser(
         prog="gliorn-server",
         description="The coordinator of a federation. Research use only.",
