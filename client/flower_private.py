@@ -4,6 +4,7 @@ Flower may change them in any release, so they stand in this one file. Each func
 before it changes anything, and refuses to work with a Flower that is made otherwise.
 """
 
+import ssl
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -25,6 +26,9 @@ PUSH_MESSAGES = "PushMessages"
 PULL_OBJECT = "PullObject"
 PUSH_OBJECT = "PushObject"
 ACTIVATE_NODE = "ActivateNode"
+
+_NOT_VALID_NOW = (9, 10)
+"""OpenSSL's numbers for a certificate that is not valid yet and for one that has expired."""
 
 
 class CallWatch(Protocol):
@@ -112,6 +116,8 @@ def run_supernode(arguments: Sequence[str], watch: CallWatch, on_state: Callable
             response = intercept(self, context, call_next)
         except httpx.TransportError as error:
             watch.failed(call, error)
+            if passes_by_itself(error):
+                raise httpx.ConnectError("the connection was cut, or is not there for now") from error
             raise
         watch.answered(call, response.status_code, response.content)
         return response
@@ -127,6 +133,22 @@ def run_supernode(arguments: Sequence[str], watch: CallWatch, on_state: Callable
     NodeStateFactory.state = state  # type: ignore[method-assign]
     sys.argv = ["flower-supernode", *arguments]
     flower_supernode()
+
+
+def passes_by_itself(error: httpx.TransportError) -> bool:
+    """Whether to try again after an error that Flower takes for the end.
+
+    Flower (1.41, `supercore/retry/http_retry.py`) gives up the answer that it was sending, or stops listening, where
+    the error's text names "SSL" or "certificate". So does that of a connection that was cut within TLS, that of a
+    handshake that nobody answered, and that of a server's certificate that has expired, which its owner renews. A
+    proxy's refusal it does not try again either.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return cause.verify_code in _NOT_VALID_NOW
+        cause = cause.__cause__ or cause.__context__
+    return not isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError)
 
 
 class HeartbeatWatch:
