@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request is no news
     try:
-        return int(arguments.command(arguments))
+        return _carried_out(arguments)
     except GliornError as error:
         print(f"gliorn-client: {error}", file=sys.stderr)
         return 2
@@ -49,6 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:  # noqa: BLE001 - the outermost border: our own fault is shown whole
         traceback.print_exc()
         return 1
+
+
+def _carried_out(arguments: argparse.Namespace) -> int:
+    try:
+        status = int(arguments.command(arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output, such as `head`, has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
 
 
 def command_line() -> argparse.ArgumentParser:

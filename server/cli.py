@@ -1,14 +1,28 @@
 """`gliorn-server`: what a coordinator types."""
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 
 from common.errors import GliornError
-from server.commands import admit, certs, init, invite, pause, report, run, sites, start, status, stop
 
-COMMANDS = (init, invite, admit, sites, certs, start, run, pause, stop, status, report)
+COMMANDS = (
+    "init",
+    "invite",
+    "admit",
+    "sites",
+    "certs",
+    "start",
+    "run",
+    "pause",
+    "stop",
+    "status",
+    "report",
+)
+"""Modules of `server.commands`."""
 
 DONE, OUR_FAULT, OPERATORS_FAULT = 0, 1, 2
 
@@ -22,9 +36,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 for a fault of this program, 2 for what the operator can mend (one message on stderr).
     """
-    arguments = command_line().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = command_line(argv[0] if argv and argv[0] in COMMANDS else None).parse_args(argv)
     try:
-        return int(arguments.command(arguments))
+        status = int(arguments.command(arguments))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever read the output, such as `head`, has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
     except GliornError as error:
         print(f"gliorn-server {arguments.verb}: {error}", file=sys.stderr)
         return OPERATORS_FAULT
@@ -43,15 +63,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OPERATORS_FAULT
 
 
-def command_line() -> argparse.ArgumentParser:
-    """All commands and their arguments."""
+def command_line(only: str | None = None) -> argparse.ArgumentParser:
+    """The commands and their arguments.
+
+    Args:
+        only: A command that is given alone, since some take a second to load; all by default.
+    """
     parser = argparse.ArgumentParser(
         prog="gliorn-server",
         description="The coordinator of a federation. Research use only.",
     )
     commands = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add(commands)
+    for name in COMMANDS if only is None else (only,):
+        import_module(f"server.commands.{name}").add(commands)
     return parser
 
 
