@@ -233,6 +233,8 @@ class Supervisor:
     def _look(self) -> None:
         self._read_events()
         self._read_journal()
+        if self._done:
+            return
         self._look_at_hours()
         match self._phase:
             case _Phase.WAITING:
@@ -301,6 +303,8 @@ class Supervisor:
             self._say(answer_in_words(entry, sent="but the connection ended before the answer was sent"))
         if status == 0 and connection.refused is None:
             self._site.remember_node(None)  # it took leave of the coordinator
+        if self._done:
+            return
         if self._phase is _Phase.LEAVING:
             self._phase, self._again_at = _Phase.WAITING, time.monotonic()
             return
@@ -447,6 +451,8 @@ class Supervisor:
         for entry in self._journal.new_entries():
             if entry.failure is None:
                 self._connection.unsent.append(entry)
+                if self._once is not None and entry.kind == "train":
+                    self._programs.ask_to_leave_when_idle()  # before the next round's task comes, which would be lost
             else:
                 self._say(answer_in_words(entry, sent=""))
                 if self._once is not None and entry.kind in ("train", "bundle"):

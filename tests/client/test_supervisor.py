@@ -317,8 +317,10 @@ tell('connected', node=7); open({str(tmp_path / "journal.jsonl")!r}, 'a').write(
 
 def test_once_leaves_after_one_training_answer(trial: Trial, tmp_path: Path) -> None:
     trial.programs.node_text = f"""
+asked = []; signal.signal(signal.SIGUSR1, lambda *_: asked.append(1))
 tell('connected', node=7); open({str(tmp_path / "journal.jsonl")!r}, 'a').write({TRAINED.to_line()!r})
-tell('sent', num_bytes=1000); until_killed()"""
+while not asked: time.sleep(0.01)
+tell('sent', num_bytes=1000); sys.exit(0)"""  # as the SuperNode does, before it asks for another task
 
     trial.run(once=Once(patience_s=60))
 
