@@ -26,6 +26,7 @@ class GatewayCertificate:
     def __init__(self, certificate: Path, key: Path) -> None:
         self._certificate, self._key = certificate, key
         self._stamp = self._changed_to = self._stamp_of_files()
+        self._ends: datetime | None = None
         try:
             self._current = self._loaded()
         except (OSError, ssl.SSLError, ValueError) as error:
@@ -46,8 +47,10 @@ class GatewayCertificate:
     def refresh(self) -> None:
         """Load the files if they have changed and are as they were at the last call, so that both are written.
 
-        A pair that cannot be used is left alone, and the log says so.
+        A pair that cannot be used is left alone, and the log says so. It also says when the certificate has ended.
         """
+        if self._ends is not None and self._ends <= datetime.now(UTC):
+            self._say_ended(self._ends)
         stamp = self._stamp_of_files()
         settled, self._changed_to = stamp == self._changed_to, stamp
         if stamp == self._stamp or not settled:
@@ -66,10 +69,15 @@ class GatewayCertificate:
         context.load_cert_chain(self._certificate, self._key)
         until = x509.load_pem_x509_certificate(self._certificate.read_bytes()).not_valid_after_utc
         if until <= datetime.now(UTC):
-            log.warning("the certificate has ended on %s; sites will not connect until it is renewed", until.date())
+            self._say_ended(until)
         else:
+            self._ends = until
             log.info("certificate valid until %s", until.date())
         return context
+
+    def _say_ended(self, at: datetime) -> None:
+        self._ends = None
+        log.warning("the certificate has ended on %s; sites will not connect until it is renewed", at.date())
 
     def _take_current(self, connection: ssl.SSLSocket | ssl.SSLObject, *_: object) -> None:
         connection.context = self._current

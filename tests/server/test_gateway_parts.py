@@ -3,6 +3,7 @@ import logging
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -33,6 +34,7 @@ from server.gateway.limits import (
     read_body,
 )
 from server.gateway.listener import GatewayProtocol, listen
+from server.provisioning import make_server_certificate
 from server.sightings import Sighting, read_sightings, write_sightings
 from tests.gateway_federation import HOST, make_federation, wait_until
 
@@ -259,6 +261,23 @@ def test_key_that_is_written_before_its_certificate_is_no_fault(
 
     assert "cannot be used" not in caplog.text
     assert "certificate valid until" in caplog.text
+
+
+def test_end_of_the_certificate_is_told_when_it_comes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder, authority = make_federation(tmp_path / "federation")
+    certificate, key = make_server_certificate(
+        authority, hosts=["localhost"], now=datetime.now(UTC), lifetime=timedelta(seconds=1)
+    )
+    folder.certificate_key.write_bytes(key)
+    folder.certificate.write_bytes(certificate)
+    serving = GatewayCertificate(folder.certificate, folder.certificate_key)
+    assert "has ended" not in caplog.text
+
+    time.sleep(1.1)
+    serving.refresh()
+    serving.refresh()
+
+    assert caplog.text.count("the certificate has ended on") == 1
 
 
 # --- log and sightings ------------------------------------------------------------------------------------------------
