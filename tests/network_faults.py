@@ -1,13 +1,16 @@
 """A network that fails as a test tells it to: proxies on loopback that sites reach the coordinator through."""
 
 import asyncio
+import re
 import socket
+import ssl
 import struct
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -73,7 +76,7 @@ class TcpProxy:
         cuts: How many planned cuts have happened.
     """
 
-    target: int
+    target: int = 0
     latency_s: float = 0.0
     samples: list[Sample] = field(default_factory=list)
     connections: int = 0
@@ -185,7 +188,7 @@ class TcpProxy:
             self._spawn(self._serve(reader, writer))
 
         self._listening.setblocking(False)
-        server = await asyncio.start_server(begin, sock=self._listening)
+        server = await asyncio.start_server(begin, sock=self._listening, ssl=self._presented())
         async with server:
             await server.serve_forever()
 
@@ -226,6 +229,7 @@ class TcpProxy:
     ) -> None:
         with suppress(OSError):
             while piece := await reader.read(_PIECE):
+                self._saw(connection, direction, piece)
                 if self.latency_s:
                     await asyncio.sleep(self.latency_s)
                 for part in self._parts(piece):
@@ -245,6 +249,13 @@ class TcpProxy:
                         await asyncio.sleep(len(part) / self._bytes_per_s)
             if not connection.silent:
                 writer.close()
+
+    def _presented(self) -> ssl.SSLContext | None:
+        """What this proxy ends TLS with; None passes it on unopened."""
+        return None
+
+    def _saw(self, connection: _Connection, direction: Direction, piece: bytes) -> None:
+        """Is told of all that comes."""
 
     def _parts(self, piece: bytes) -> list[bytes]:
         """A piece in parts that take at most a quarter of a second each."""
@@ -289,6 +300,63 @@ class ConnectProxy(TcpProxy):
         writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         await writer.drain()
         return opened
+
+
+@dataclass
+class Eavesdropper(TcpProxy):
+    """Ends TLS with the coordinator's own key, as nobody should be able to, and notes every request that passes.
+
+    Attributes:
+        key: The coordinator's private key, PEM.
+        certificate: Its certificate, PEM.
+        authority: What the coordinator is checked against, PEM.
+        requests: Path and whole text of each request, in order.
+    """
+
+    key: Path = field(default_factory=Path)
+    certificate: Path = field(default_factory=Path)
+    authority: Path = field(default_factory=Path)
+    requests: list[tuple[str, bytes]] = field(default_factory=list)
+    _heard: dict[_Connection, bytes] = field(default_factory=dict)
+
+    def say_again(self, request: bytes) -> int:
+        """Send a request once more over a connection of its own; returns the status of the answer."""
+        with (
+            socket.create_connection((HOST, self.target), timeout=60) as plain,
+            self._trust().wrap_socket(plain, server_hostname="localhost") as connection,
+        ):
+            connection.sendall(request)
+            answer = b""
+            while b"\r\n" not in answer and (piece := connection.recv(4096)):
+                answer += piece
+            return int(answer.split()[1])
+
+    def _presented(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.certificate, self.key)
+        return context
+
+    def _trust(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=str(self.authority))
+
+    async def _open_onward(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(HOST, self.target, ssl=self._trust(), server_hostname="localhost")
+
+    def _saw(self, connection: _Connection, direction: Direction, piece: bytes) -> None:
+        if direction == "down":
+            return
+        heard = self._heard.pop(connection, b"") + piece
+        while (head_end := heard.find(b"\r\n\r\n")) >= 0:
+            head = heard[: head_end + 4]
+            length = re.search(rb"content-length: *(\d+)", head, flags=re.IGNORECASE)
+            end = len(head) + (int(length[1]) if length else 0)
+            if len(heard) < end:
+                break
+            self.requests.append((head.split()[1].decode(), heard[:end]))
+            heard = heard[end:]
+        self._heard[connection] = heard
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
