@@ -133,9 +133,11 @@ _of_this_thread = threading.local()
 def fetch_one_reply_at_a_time() -> None:
     """Make Flower's Grid fetch a reply only when all of it is there, and only when no other one is in memory.
 
-    Flower 1.41 keeps what it has of a reply while a site is still uploading the rest, and puts it together from two
-    whole copies. A thread that has fetched a reply holds the turn until somebody calls `end_turn` for it.
+    Flower 1.41 keeps what it has of a reply while a site is still uploading the rest, puts it together from two whole
+    copies, and makes another one of all that it sends. A thread that has fetched a reply holds the turn until somebody
+    calls `end_turn` for it.
     """
+    vars(http_grid)["push_objects"] = _push_one_by_one
     vars(http_grid)["pull_objects"] = _fetch_in_turn
     vars(http_grid)["inflate_object_from_contents"] = _inflate
 
@@ -150,6 +152,15 @@ def has_turn() -> bool:
 def end_turn() -> None:
     """Let the next reply be fetched."""
     _turn.release()
+
+
+def _push_one_by_one(
+    objects: dict[str, InflatableObject], push_object_fn: Callable[[str, bytes], None], *, object_ids_to_push: set[str]
+) -> None:
+    for each in list(objects):
+        sent = objects.pop(each)
+        if each in object_ids_to_push:
+            push_object_fn(each, sent.deflate())
 
 
 def _fetch_in_turn(object_ids: list[str], pull_object_fn: Callable[[str], bytes]) -> dict[str, bytes]:

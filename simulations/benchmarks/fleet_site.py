@@ -241,9 +241,17 @@ class FleetSite:
             message = self.fetch()
             if message is None:
                 return False
-            self.hand_in(Message(self._answer(message), reply_to=message))
-            self.answered.append(message.metadata.message_type)
+            self.handle(message)
             return True
+
+    def handle(self, message: Message) -> None:
+        """Answer a message; what a site that misbehaves does otherwise."""
+        self.hand_in(self.reply_to(message))
+        self.answered.append(message.metadata.message_type)
+
+    def reply_to(self, message: Message) -> Message:
+        """The honest answer."""
+        return Message(self._answer(message), reply_to=message)
 
     def run(self, stop: threading.Event) -> None:
         """Stay connected and answer until told to stop; a coordinator that is away is waited for."""

@@ -6,31 +6,27 @@ ServerApp needs no more than its imports and three copies of the model.
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
 
 import yaml
 
 from common.flower_private import take_server_identity
-from server.processes import descendants, free_ports, stop_group
-from server.provisioning import make_site_key_pair
+from server.processes import descendants
 from server.run_folder import Participants, RunFolder, create_run_folder
 from server.superlink import SuperLink
+from simulations.benchmarks.coordinator import START_TIMEOUT_S, coordinator
 from simulations.benchmarks.fleet_site import FleetSite, MadeUpSite
 
 MIB = 2**20
 IMPORTS = "import flwr.superlink.runtime.run_serverapp, server.app; print(open('/proc/self/status').read())"
-START_TIMEOUT_S = 60.0
 _LOOK_EVERY_S = 0.1
 _MODELS_AT_A_TIME = 2
 
@@ -96,20 +92,13 @@ def measure(home: Path, *, num_sites: int, num_rounds: int, width: float) -> Mea
         study_text=_study(num_sites, num_rounds, width),
         participants=Participants(tuple(names), "registered", "federation"),
     )
-    (port,) = free_ports(1)
-    link = SuperLink(home / "superlink", port=port, runs=folder.path.parent)
-    link.prepare(now=datetime.now(UTC))
-    with ExitStack() as stack:
-        log = stack.enter_context((home / "flower.log").open("ab"))
-        programs = [stack.enter_context(_program(link, link.superlink_command(), log))]
-        _wait_until_it_listens(link, programs[0])
-        programs.append(stack.enter_context(_program(link, link.superexec_command(), log)))
-        sites = [_register(link, home, name) for name in names]
-        stack.enter_context(_at_work(link, sites))
-        started = time.monotonic()
-        link.submit(folder.name)
-        processes = _watch(folder, [program.pid for program in programs])
-        seconds = time.monotonic() - started
+    with coordinator(home, runs=folder.path.parent) as made:
+        sites = [(name, made.register(name)) for name in names]
+        with _at_work(made.link, sites):
+            started = time.monotonic()
+            made.link.submit(folder.name)
+            processes = _watch(folder, [program.pid for program in made.programs.values()])
+            seconds = time.monotonic() - started
     return Measurement(
         num_sites=num_sites,
         num_rounds=num_rounds,
@@ -133,34 +122,6 @@ def _study(num_sites: int, num_rounds: int, width: float) -> str:
             "participation": {"min_sites": num_sites, "round_timeout_s": 3600, "join_timeout_s": 600},
         }
     )
-
-
-@contextmanager
-def _program(link: SuperLink, command: Sequence[str], log: IO[bytes]) -> Iterator["subprocess.Popen[bytes]"]:
-    environment = link.environment(os.environ) | {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
-    process = subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-    )
-    try:
-        yield process
-    finally:
-        stop_group(process, patience_s=2.0)
-
-
-def _wait_until_it_listens(link: SuperLink, process: "subprocess.Popen[bytes]") -> None:
-    end = time.monotonic() + START_TIMEOUT_S
-    while not link.is_listening():
-        if process.poll() is not None or time.monotonic() > end:
-            raise SystemExit(f"the SuperLink did not start; see {link.folder.parent / 'flower.log'}")
-        time.sleep(0.2)
-
-
-def _register(link: SuperLink, home: Path, name: str) -> tuple[str, bytes]:
-    pair = make_site_key_pair()
-    public_key = home / f"{name}.pub"
-    public_key.write_bytes(pair.public_key)
-    link.register(public_key, name=name)
-    return name, pair.private_key
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -70,6 +70,22 @@ def test_nothing_is_fetched_before_the_message_itself_is_there_which_is_sent_las
 
     assert order[-1] == fetched[0] == message_id
     assert contents == objects
+
+
+@pytest.mark.usefixtures("pull")
+def test_what_is_sent_goes_part_by_part_in_its_order() -> None:
+    take_server_identity(run_id=1, node_id=1)
+    message = Message(RecordDict({"x": ConfigRecord({"n": 1}), "y": ConfigRecord({"n": 2})}), 7, "train", ttl=60.0)
+    parts = get_all_nested_objects(message)
+    wanted = list(parts)[1:]
+    sent: list[str] = []
+
+    vars(http_grid)["push_objects"](
+        dict(parts), push_object_fn=lambda number, content: sent.append(number), object_ids_to_push=set(wanted)
+    )
+
+    assert sent == wanted
+    assert sent[-1] == message.object_id
 
 
 def test_one_reply_at_a_time_is_in_memory(pull: Any) -> None:
