@@ -38,11 +38,13 @@ class _Connection:
     site: asyncio.StreamWriter
     coordinator: asyncio.StreamWriter
     silent: bool = False
+    ended: bool = False
 
     def end(self, how: Cut) -> None:
         if how == "silence":
             self.silent = True
             return
+        self.ended = True
         for writer in (self.site, self.coordinator):
             if how == "reset":
                 _reset(writer)
@@ -233,18 +235,20 @@ class TcpProxy:
                 if self.latency_s:
                     await asyncio.sleep(self.latency_s)
                 for part in self._parts(piece):
+                    if connection.ended:
+                        return
                     if connection.silent:
                         continue
                     ended = self._due_cut(part) if direction == "up" else None
                     passed = part if ended is None else part[: ended.left]
                     writer.write(passed)
                     self.samples.append(Sample(time.monotonic(), direction, len(passed)))
-                    await writer.drain()
                     if ended is not None:
-                        await asyncio.sleep(0.02)  # the last bytes leave before the end
                         self.cuts += 1
+                        await asyncio.sleep(0.02)  # the last bytes leave before the end
                         connection.end(ended.how)
                         continue
+                    await writer.drain()
                     if self._bytes_per_s is not None:
                         await asyncio.sleep(len(part) / self._bytes_per_s)
             if not connection.silent:
