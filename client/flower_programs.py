@@ -141,6 +141,7 @@ class FlowerPrograms:
         self._superexec: subprocess.Popen[bytes] | None = None
         self._events: EventReader | None = None
         self._port = 0
+        self._log_fault: OSError | None = None
 
     @property
     def supernode_running(self) -> bool:
@@ -159,7 +160,11 @@ class FlowerPrograms:
         return {name: process.pid for name, process in running.items() if process is not None}
 
     def start(self) -> None:
-        """Start both programs."""
+        """Start both programs.
+
+        Raises:
+            OSError: If the machine has no room for them; what was started runs until `kill_all`.
+        """
         assert not self.processes, "both have ended"
         self._port = free_port()
         reading, writing = os.pipe()
@@ -171,7 +176,11 @@ class FlowerPrograms:
         self.start_superexec()
 
     def start_superexec(self) -> None:
-        """Start the SuperExec, for the SuperNode that runs."""
+        """Start the SuperExec, for the SuperNode that runs.
+
+        Raises:
+            OSError: If the machine has no room for it.
+        """
         self._superexec = self._start(self._commands.superexec(port=self._port))
 
     def _start(self, command: Sequence[str], *, keep: tuple[int, ...] = ()) -> "subprocess.Popen[bytes]":
@@ -188,7 +197,12 @@ class FlowerPrograms:
             )
 
     def _log(self) -> IO[bytes]:
-        return os.fdopen(os.open(self._log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
+        """The log, or nowhere if it cannot be opened: the programs do not hang on it."""
+        try:
+            descriptor, self._log_fault = os.open(self._log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), None
+        except OSError as error:
+            descriptor, self._log_fault = os.open(os.devnull, os.O_WRONLY), error
+        return os.fdopen(descriptor, "ab")
 
     def new_events(self) -> list[Event]:
         """What the SuperNode has told since the last call."""
@@ -245,7 +259,14 @@ class FlowerPrograms:
         process.wait()
 
     def bound_log(self) -> None:
-        """Keep the log below its bound: copy it away and empty it, since the programs hold it open."""
+        """Keep the log below its bound: copy it away and empty it, since the programs hold it open.
+
+        Raises:
+            OSError: If it could not be opened when a program started last, or cannot be emptied.
+            ConfigError: If there is no room for the copy; the log is empty then too, for it must not grow for ever.
+        """
+        if self._log_fault is not None:
+            raise self._log_fault
         try:
             if self._log_path.stat().st_size < LOG_BYTES:
                 return
@@ -255,8 +276,10 @@ class FlowerPrograms:
             older = self._log_path.with_name(f"{self._log_path.name}.{number}")
             if older.exists():
                 os.replace(older, older.with_name(f"{self._log_path.name}.{number + 1}"))
-        write_atomically(self._log_path.with_name(f"{self._log_path.name}.1"), self._log_path.read_bytes())
-        os.truncate(self._log_path, 0)
+        try:
+            write_atomically(self._log_path.with_name(f"{self._log_path.name}.1"), self._log_path.read_bytes())
+        finally:
+            os.truncate(self._log_path, 0)
 
 
 def free_port() -> int:

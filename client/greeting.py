@@ -70,7 +70,6 @@ class Greeter:
         """Say hello and take over the authorities that the coordinator names. Takes as long as the network does."""
         try:
             reply = say_hello(self._kit, self._config, now=self._now())
-            changed = self._take_over(reply)
         except HelloError as error:
             text = None
             if error.fault == "certificate":
@@ -78,7 +77,12 @@ class Greeter:
             return Greeting(text or str(error), passing=error.fault in PASSING_FAULTS)
         except (ConfigError, OSError) as error:
             return Greeting(str(error))
-        return Greeting(notes=self._notes(reply), authorities_changed=changed, federation=reply.federation)
+        notes = self._notes(reply)
+        try:
+            changed = self._take_over(reply)
+        except (ConfigError, OSError) as error:  # those trusted already do for now
+            changed, notes = False, (*notes, f"the coordinator's authorities cannot be kept here: {error}")
+        return Greeting(notes=notes, authorities_changed=changed, federation=reply.federation)
 
     def _notes(self, reply: HelloReply) -> tuple[str, ...]:
         notes = []

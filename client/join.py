@@ -21,6 +21,7 @@ from client.greeting import Greeter
 from client.kit import SITE_CONFIG_KEY, Kit, kit_of
 from client.private_files import make_private_folder, write_atomically
 from client.processes import ProcessLock
+from client.rehearsal.route import route_to
 from client.supervisor import Once, Pace, Site, Supervisor
 from client.working_hours import parse_working_hours
 from common.errors import ConfigError
@@ -51,9 +52,11 @@ def stay_joined(
         pace: How patient to be.
 
     Raises:
-        ConfigError: If the site cannot join, or another process has joined with the same key.
+        ConfigError: If the site cannot join, another process has joined with the same key, or the environment names a
+            proxy that is no HTTP proxy.
     """
     kit = kit_of(config, origin=config_path)
+    route_to(kit.address, environment)  # refuses a proxy of a kind that neither Flower nor this program can use
     make_private_folder(kit.flower_home)
     lock = ProcessLock(kit.client_lock)
     if not lock.take():
@@ -92,7 +95,8 @@ def free_node(kit: Kit) -> None:
         node = int(json.loads(kit.node.read_bytes())["node"])
     except (OSError, ValueError, KeyError, TypeError):
         return
-    with suppress(httpx.HTTPError, OSError):  # then the coordinator finds out by itself, within a minute
+    # Where it does not come through, the coordinator finds out by itself, within a minute.
+    with suppress(httpx.HTTPError, OSError, ConfigError):
         deactivate_node(kit.address, kit.ca_certificate, site_key(kit), node)
         remember_node(kit, None)
 

@@ -82,6 +82,22 @@ def append(path: Path, entry: Entry, *, max_bytes: int = MAX_BYTES) -> None:
         file.write(entry.to_line().encode())
 
 
+def require_writable(path: Path) -> None:
+    """Check that there is room for another entry, beside the journal, and that the journal itself takes one.
+
+    Raises:
+        OSError: If not.
+    """
+    os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
+    trial = path.with_name(f".{path.name}.trial")
+    try:
+        descriptor = os.open(trial, os.O_WRONLY | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(bytes(4096))
+    finally:
+        trial.unlink(missing_ok=True)
+
+
 def _rotate(path: Path) -> None:
     for number in range(NUM_KEPT - 1, 0, -1):
         older = path.with_name(f"{path.name}.{number}")

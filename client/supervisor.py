@@ -1,5 +1,6 @@
 """Keeps a site connected: starts Flower's programs, says why they ended, and starts them again, for ever."""
 
+import logging
 import os
 import random
 import select
@@ -18,10 +19,12 @@ from typing import Generic, TypeVar
 from client.events import Event
 from client.flower_programs import Commands, FlowerPrograms
 from client.greeting import Greeting
-from client.journal import Entry, JournalReader
+from client.journal import Entry, JournalReader, require_writable
 from client.sayings import answer_in_words, end_in_words, moment_in_words, size_in_words, status_in_words
 from client.working_hours import WorkingHours
 from common.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -85,8 +88,13 @@ class Backoff:
 class Background(Generic[T]):
     """One job at a time beside the main thread, for what waits on the network."""
 
-    def __init__(self) -> None:
-        """Do nothing yet."""
+    def __init__(self, failed: Callable[[Exception], T]) -> None:
+        """Do nothing yet.
+
+        Args:
+            failed: Makes the result of a job that raised.
+        """
+        self._failed = failed
         self._results: list[T] = []
         self._thread: threading.Thread | None = None
 
@@ -103,15 +111,22 @@ class Background(Generic[T]):
     def start(self, job: Callable[[], T]) -> None:
         """Begin a job; it does not keep the process alive."""
         assert self._thread is None, "one job at a time"
-        self._thread = threading.Thread(target=lambda: self._results.append(job()), daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(job,), daemon=True)
         self._thread.start()
+
+    def _run(self, job: Callable[[], T]) -> None:
+        try:
+            result = job()
+        except Exception as error:  # the border of a thread: what is raised would be lost beyond it
+            log.debug("a job in the background failed", exc_info=True)
+            result = self._failed(error)
+        self._results.append(result)
 
     def take(self) -> T | None:
         """The result of a job that has ended, once."""
         if self._thread is None or self._thread.is_alive():
             return None
         self._thread = None
-        assert self._results, "the job failed; its traceback was printed"
         return self._results.pop()
 
 
@@ -191,7 +206,7 @@ class Supervisor:
         self._pace, self._once = pace or Pace(), once
         self._programs = FlowerPrograms(site.commands, site.log)
         self._journal = JournalReader(site.journal)
-        self._hello: Background[Greeting] = Background()
+        self._hello: Background[Greeting] = Background(_failed_greeting)
         self._backoff = Backoff(generator, first=self._pace.first, most=self._pace.most)
         self._superexec_backoff = Backoff(generator, first=self._pace.first / 10, most=self._pace.most)
         self._superexec_at: float | None = None
@@ -203,6 +218,7 @@ class Supervisor:
         self._federation = ""
         self._last_refusal = ""
         self._notes: set[str] = set()
+        self._borne: set[str] = set()
         self._busy = False
         self._signals = 0
         self._done = False
@@ -251,7 +267,7 @@ class Supervisor:
             case _Phase.CLOSED:
                 pass
         self._look_at_patience()
-        self._programs.bound_log()
+        self._bear("the log of Flower's programs cannot be written", self._programs.bound_log)
 
     def _free_and_greet(self) -> Greeting:
         self._site.free_node()
@@ -271,7 +287,14 @@ class Supervisor:
         self._last_refusal = ""
         self._federation = greeting.federation
         self._connection = _Connection()
-        self._programs.start()
+        try:
+            self._programs.start()
+        except OSError as error:
+            self._programs.kill_all()
+            self._programs.close_events()
+            pause = self._wait()
+            self._say(f"not connected: Flower's programs cannot be started ({error}); trying again in {pause:.0f} s")
+            return
         self._superexec_since = time.monotonic()
         self._next_hello = time.monotonic() + self._pace.hello
         self._phase = _Phase.RUNNING
@@ -302,7 +325,7 @@ class Supervisor:
         for entry in connection.unsent:
             self._say(answer_in_words(entry, sent="but the connection ended before the answer was sent"))
         if status == 0 and connection.refused is None:
-            self._site.remember_node(None)  # it took leave of the coordinator
+            self._remember(None)  # it took leave of the coordinator
         if self._done:
             return
         if self._phase is _Phase.LEAVING:
@@ -329,7 +352,12 @@ class Supervisor:
             self._say(f"Flower's SuperExec {status_in_words(status)}; starting it again in {pause:.1f} s")
         if self._superexec_at is not None and time.monotonic() >= self._superexec_at:
             self._superexec_at, self._superexec_since = None, time.monotonic()
-            self._programs.start_superexec()
+            try:
+                self._programs.start_superexec()
+            except OSError as error:
+                pause = self._superexec_backoff.pause()
+                self._superexec_at = time.monotonic() + pause
+                self._say(f"Flower's SuperExec cannot be started ({error}); trying again in {pause:.1f} s")
 
     def _look_at_connection(self) -> None:
         connection = self._connection
@@ -421,7 +449,7 @@ class Supervisor:
             case "connected":
                 connection.since = time.monotonic()
                 self._busy = False
-                self._site.remember_node(event.node)
+                self._remember(event.node)
                 name = f" {self._federation}" if self._federation else ""
                 self._say(f"connected to the federation{name} as {self._site.name}")
             case "lost":
@@ -448,7 +476,9 @@ class Supervisor:
                 pass
 
     def _read_journal(self) -> None:
-        for entry in self._journal.new_entries():
+        entries: list[Entry] = []
+        self._bear("the journal cannot be read", lambda: entries.extend(self._journal.new_entries()))
+        for entry in entries:
             if entry.failure is None:
                 self._connection.unsent.append(entry)
                 if self._once is not None and entry.kind == "train":
@@ -461,12 +491,33 @@ class Supervisor:
     def _answer_sent(self, event: Event) -> None:
         self._read_journal()
         entries, self._connection.unsent = self._connection.unsent, []
+        if not entries:  # an answer that needs no line, or one that found no room for it
+            self._bear(
+                "the journal cannot be written, and nothing but codes of errors leaves this site until it can",
+                lambda: require_writable(self._site.journal),
+            )
         size = size_in_words(event.num_bytes)
         sent = f"sent {size}" if event.complete else f"the coordinator did not take the answer ({size})"
         for entry in entries:
             self._say(answer_in_words(entry, sent=sent))
             if self._once is not None and entry.kind == "train" and event.complete:
                 self._finish()
+
+    # --- what may fail without harm -----------------------------------------------------------------------------------
+
+    def _remember(self, node: int | None) -> None:
+        self._bear("the coordinator's number for this site cannot be kept", lambda: self._site.remember_node(node))
+
+    def _bear(self, trouble: str, act: Callable[[], None]) -> None:
+        """Do what the connection does not hang on; a disk that refuses it is told of once until it works again."""
+        try:
+            act()
+        except (ConfigError, OSError) as error:
+            if trouble not in self._borne:
+                self._say(f"warning: {trouble}: {error}; going on without it")
+            self._borne.add(trouble)
+        else:
+            self._borne.discard(trouble)
 
     # --- rest and end -------------------------------------------------------------------------------------------------
 
@@ -496,9 +547,9 @@ class Supervisor:
         self._programs.kill_all()
         self._programs.close_events()
         if left:
-            self._site.remember_node(None)
+            self._remember(None)
         elif self._signals < 2:
-            leave: Background[None] = Background()
+            leave: Background[None] = Background(lambda error: None)
             leave.start(self._site.free_node)
             end = time.monotonic() + self._pace.leave
             while leave.is_running and time.monotonic() < end and self._signals < 2:
@@ -524,3 +575,8 @@ class Supervisor:
                 signal.signal(number, handler)
             os.close(reading)
             os.close(writing)
+
+
+def _failed_greeting(error: Exception) -> Greeting:
+    """A hello that failed as none should; the next may not."""
+    return Greeting(f"the hello failed unexpectedly ({type(error).__name__}: {error})", passing=True)

@@ -204,6 +204,18 @@ def test_second_client_with_one_key_is_refused(tmp_path: Path, capsys: pytest.Ca
     assert read.out == ""
 
 
+@pytest.mark.parametrize("proxy", ["ftp://proxy:21", "socks5://proxy:1080"])
+def test_proxy_of_another_kind_is_refused_at_the_start(
+    proxy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+
+    status = main(["--site", str(write_site(tmp_path, 1))])
+
+    assert status == 2
+    assert "HTTPS_PROXY names no HTTP proxy, expected http://host:port; mend it, or unset it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("patience", ["0", "-1", "nan", "soon"])
 def test_patience_that_is_no_time_is_refused(patience: str) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -20,11 +20,14 @@ from hypothesis import strategies as st
 from client import flower_programs
 from client.flower_programs import FlowerPrograms
 from client.greeting import Greeting
+from client.join import remember_node
 from client.journal import Entry, append
+from client.kit import Kit
 from client.processes import ProcessLock, descendants
 from client.supervisor import Backoff, Once, Pace, Site, Supervisor
 from client.working_hours import parse_working_hours
 from common.errors import ConfigError
+from tests.full_disk import fill_the_disk
 
 QUICK = Pace(first=0.05, most=0.2, most_unanswered=0.1, settled=60, hello=600, quiet=0.2, leave=5, look=0.02)
 PRELUDE = """
@@ -87,6 +90,8 @@ class Trial:
     lines: list[str] = field(default_factory=list)
     nodes: list[int | None] = field(default_factory=list)
     freed: int = 0
+    remember_node: Callable[[int | None], None] | None = None
+    greet: Callable[[], Greeting] | None = None
     hours: Sequence[str] | None = None
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     until: Callable[["Trial"], bool] = lambda trial: False
@@ -99,9 +104,9 @@ class Trial:
             commands=self.programs,
             journal=self.folder / "journal.jsonl",
             log=self.folder / "flower.log",
-            greet=self._greet,
+            greet=self.greet or self._greet,
             free_node=self._free,
-            remember_node=self.nodes.append,
+            remember_node=self.remember_node or self.nodes.append,
             hours=None if self.hours is None else parse_working_hours(self.hours, zone=UTC),
         )
         self.supervisor = Supervisor(
@@ -313,6 +318,83 @@ tell('connected', node=7); open({str(tmp_path / "journal.jsonl")!r}, 'a').write(
 
     assert trial.says("gliorn-client check")
     assert not trial.says("mean loss")
+
+
+def test_full_disk_is_told_of_once_and_ends_no_connection(
+    trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit = Kit("h:1", tmp_path / "ca.crt", tmp_path / "site.key", None, None)
+    kit.flower_home.mkdir()
+    trial.remember_node = lambda node: remember_node(kit, node)
+    fill_the_disk(monkeypatch)
+    (tmp_path / "flower.log").write_bytes(bytes(flower_programs.LOG_BYTES))
+    trial.programs.node_text = "tell('connected', node=7); time.sleep(0.2); sys.exit(75)"
+    trial.until = lambda t: t.says("connected to the federation glioma as a", times=3)
+
+    trial.run()
+
+    told = [line for line in trial.lines if line.startswith("warning")]
+    assert [line.split(":")[1].strip() for line in told] == [
+        "the log of Flower's programs cannot be written",
+        "the coordinator's number for this site cannot be kept",
+    ]
+    assert all("No space left on device" in line for line in told)
+    assert (tmp_path / "flower.log").stat().st_size < flower_programs.LOG_BYTES
+    assert trial.lines[-1] == "left the federation"
+
+
+def test_answer_without_a_line_in_the_journal_says_that_the_disk_is_full(trial: Trial, tmp_path: Path) -> None:
+    (tmp_path / ".journal.jsonl.trial").symlink_to("/dev/full")
+    trial.programs.node_text = """
+tell('connected', node=7); tell('busy'); tell('sent', num_bytes=100); tell('idle'); until_killed()"""
+    trial.until = lambda t: t.says("the journal cannot be written, and nothing but codes of errors leaves")
+
+    trial.run()
+
+    assert trial.says("No space left on device; going on")
+    assert not trial.says("not connected")
+
+
+def test_programs_that_cannot_be_started_are_tried_again(trial: Trial, tmp_path: Path) -> None:
+    ours = trial.programs.folder
+    trial.programs.folder = tmp_path / "not yet"  # where they run
+
+    def made(t: Trial) -> bool:
+        if t.says("Flower's programs cannot be started"):
+            t.programs.folder = ours
+        return t.says("connected to")
+
+    trial.until = made
+
+    trial.run()
+
+    assert trial.says("No such file or directory")
+
+
+def test_log_that_cannot_be_opened_keeps_no_program_from_running(trial: Trial, tmp_path: Path) -> None:
+    (tmp_path / "flower.log").mkdir()
+    trial.until = lambda t: t.says("connected to")
+
+    trial.run()
+
+    assert trial.says("warning: the log of Flower's programs cannot be written", times=1)
+
+
+def test_hello_that_fails_as_none_should_is_told_and_tried_again(trial: Trial) -> None:
+    failed: list[int] = []
+
+    def greet() -> Greeting:
+        if not failed:
+            failed.append(1)
+            raise ValueError("nobody thought of this")
+        return Greeting(federation="glioma")
+
+    trial.greet = greet
+    trial.until = lambda t: t.says("connected to")
+
+    trial.run()
+
+    assert trial.says("not connected: the hello failed unexpectedly (ValueError: nobody thought of this); trying again")
 
 
 def test_once_leaves_after_one_training_answer(trial: Trial, tmp_path: Path) -> None:
