@@ -1,16 +1,22 @@
 """The few names of Flower 1.41 that the server uses and that are not part of its public interface.
 
-They are what the gateway reads of fleet calls, and how a ServerApp fetches replies without holding several of them.
+They are what the gateway reads of fleet calls, how a ServerApp is started without a bundle's code, and how it fetches
+replies without holding several of them.
 
 Flower may change them in any release, so they stand in this one file, and tests check that each is still there.
 """
 
+import json
+import logging
+import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from importlib import import_module
+from typing import Any, NoReturn, TypeVar
 
+from flwr.app import Array, Context, Message, RecordDict
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesResponse, PushMessagesRequest
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
@@ -18,16 +24,26 @@ from flwr.proto.message_pb2 import (
     PullObjectRequest,
     PushObjectRequest,
 )
+from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.inflatable.inflatable_object import (
     InflatableObject,
+    get_object_body,
     get_object_head_values_from_object_content,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflatable_class_registry, pull_objects
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectUnavailableError,
+    inflatable_class_registry,
+    pull_objects,
+)
 from flwr.superlink.grid import http_grid
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as ProtobufMessage
 
 from common.errors import ProtocolError
+from server.run_folder import RUN_KEY
+
+log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/protobuf"
 VERSION_HEADERS = ("flwr-package-name", "flwr-package-version", "flwr-component-name")
@@ -124,10 +140,81 @@ def _decoded(message: _Call, body: bytes) -> _Call:
     return message
 
 
+# --- how a ServerApp is started ---------------------------------------------------------------------------------------
+
+
+def run_serverapp(arguments: Sequence[str], *, check: Callable[[bytes], None], load: Callable[[], ServerApp]) -> None:
+    """Carry one run as `flwr-serverapp` does, with the installed ServerApp and without unpacking the app bundle.
+
+    Args:
+        arguments: Those of `flwr-serverapp`.
+        check: Given the bundle; raises if it is not to be obeyed, and the run then fails.
+        load: Gives the ServerApp that carries the run.
+
+    Raises:
+        ImportError: If Flower is not made as this takes it for granted; says what is missing.
+        SystemExit: When the run has ended.
+    """
+    from flwr.superlink.cli import flwr_serverapp
+
+    module = import_module("flwr.superlink.runtime.run_serverapp")  # the package has a function of the same name
+
+    def only_check(content: bytes, *rest: Any, **options: Any) -> None:
+        check(content)
+
+    def refuse_installation(*rest: Any, **options: Any) -> NoReturn:
+        raise ProtocolError("the coordinator installs nothing at run time")
+
+    def installed_config(project: Any) -> dict[str, Any]:
+        return {"tool": {"flwr": {"app": {"components": {"serverapp": "the installed one"}}}}}
+
+    def only_run_name(project: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        return {RUN_KEY: overrides.get(RUN_KEY, "")}
+
+    run = getattr(module, "run_", None)
+
+    def run_installed(*, grid: Grid, context: Context, **names: Any) -> Any:
+        assert run is not None
+        return run(grid=grid, context=context, server_app_dir="", loaded_server_app=load())
+
+    changed: dict[str, Callable[..., Any]] = {
+        "install_from_fab": only_check,
+        "install_app_dependencies": refuse_installation,
+        "get_project_config": installed_config,
+        "get_fused_config_from_dir": only_run_name,
+        "run_": run_installed,
+    }
+    missing = [name for name in changed if not hasattr(module, name)]
+    if missing:
+        raise ImportError(
+            f"the installed Flower lacks {', '.join(missing)}, which gliorn relies on; install the version that gliorn "
+            "names (flwr>=1.41,<1.42)"
+        )
+    for name, replacement in changed.items():
+        setattr(module, name, replacement)
+    sys.argv = ["flwr-serverapp", *arguments]
+    flwr_serverapp()
+
+
 # --- how a ServerApp fetches replies ----------------------------------------------------------------------------------
+
+MAX_OBJECTS = 100_000
+"""Objects that a reply may be made of. An array is one, and so is each of its chunks, of 1 MiB at sites of ours."""
+
+MAX_REPLY_BYTES = 2 * 2**30
+"""Bytes that a site may upload for one message that it was handed, and that the arrays of a reply may take."""
+
+_FIRST_LOOK_S, _LONGEST_LOOK_S = 0.5, 10.0
+"""Pause after which a part that was not there is looked for again; doubled each time."""
 
 _turn = threading.Semaphore()
 _of_this_thread = threading.local()
+
+
+class UnreadableReplyError(ProtocolError):
+    """A site's reply cannot be put together; the text says so, and holds nothing that the site wrote."""
+
+    code = "unreadable-reply"
 
 
 def fetch_one_reply_at_a_time() -> None:
@@ -163,34 +250,152 @@ def _push_one_by_one(
             push_object_fn(each, sent.deflate())
 
 
+def fetch_until(is_closed: threading.Event) -> None:
+    """Let this thread wait for parts of replies until the event is set, and no longer."""
+    _of_this_thread.is_closed = is_closed
+
+
 def _fetch_in_turn(object_ids: list[str], pull_object_fn: Callable[[str], bytes]) -> dict[str, bytes]:
-    # A SuperNode sends the message itself after all its parts.
+    """Fetch the objects of one reply. Nobody who waits for a part has the turn meanwhile.
+
+    A site describes its reply before it uploads it, which may take hours or never end, and Flower hands out the
+    description once. The message itself is uploaded after its parts: when it is there, one try is made to fetch all.
+    If a part is missing nevertheless, each is waited for without the turn, and thrown away, before the next try. So no
+    reply has the turn for longer than it takes to fetch it twice.
+    """
+    if len(object_ids) > MAX_OBJECTS:
+        raise UnreadableReplyError("its reply is made of too many parts")
+    fetch = _while_open(pull_object_fn)
     message_id = object_ids[-1]
-    contents = pull_objects([message_id], pull_object_fn)
-    if not getattr(_of_this_thread, "has_turn", False):
-        _turn.acquire()
-        _of_this_thread.has_turn = True
-    return contents | pull_objects([each for each in object_ids if each != message_id], pull_object_fn)
+    if getattr(_of_this_thread, "has_turn", False):
+        # Another message of the same site is in memory. A site sends one after the other, so all of this one is there.
+        contents = _fetch_at_once(object_ids, fetch)
+        if contents is None:
+            raise ObjectPullError(message_id, "a part is missing")
+        return contents
+    _wait_for([message_id], fetch)
+    while (contents := _try_in_turn(object_ids, fetch)) is None:
+        _wait_for(object_ids, fetch)
+    return contents
 
 
-def _inflate(object_id: str, contents: dict[str, bytes]) -> InflatableObject:
-    """Put an object together from its parts, letting go of each part when its last use is over."""
+def _while_open(pull_object_fn: Callable[[str], bytes]) -> Callable[[str], bytes]:
+    """What fetches an object for as long as somebody waits for it; Flower calls it on threads of its own."""
+    is_closed: threading.Event | None = getattr(_of_this_thread, "is_closed", None)
+
+    def fetch(object_id: str) -> bytes:
+        if is_closed is not None and is_closed.is_set():
+            raise ObjectPullError(object_id, "nobody waits for it any more")
+        return pull_object_fn(object_id)
+
+    return fetch
+
+
+def _wait_for(object_ids: list[str], fetch: Callable[[str], bytes]) -> None:
+    """Wait until objects are there, one after the other, without keeping any."""
+
+    def look(object_id: str) -> bytes:
+        fetch(object_id)
+        return b""
+
+    pull_objects(
+        object_ids,
+        look,
+        max_concurrent_pulls=1,
+        max_time=None,
+        max_tries_per_object=None,
+        initial_backoff=_FIRST_LOOK_S,
+        backoff_cap=_LONGEST_LOOK_S,
+    )
+
+
+def _try_in_turn(object_ids: list[str], fetch: Callable[[str], bytes]) -> dict[str, bytes] | None:
+    """All objects of a reply, and the turn with them; None, and no turn, if one is not there yet."""
+    contents: dict[str, bytes] | None = None
+    _turn.acquire()
+    try:
+        contents = _fetch_at_once(object_ids, fetch)
+    finally:
+        if contents is None:
+            _turn.release()
+        else:
+            _of_this_thread.has_turn = True
+    return contents
+
+
+def _fetch_at_once(object_ids: list[str], fetch: Callable[[str], bytes]) -> dict[str, bytes] | None:
+    """All objects of a reply; None if one is not there yet."""
+    contents: dict[str, bytes] = {}
+    is_missing = threading.Event()
+
+    def keep(object_id: str) -> bytes:
+        try:
+            contents[object_id] = fetch(object_id)
+        except ObjectUnavailableError:
+            is_missing.set()
+            raise
+        return b""  # what Flower gathers lives on in the traceback of a failure
+
+    try:
+        pull_objects(object_ids, keep, max_tries_per_object=1)
+    except ObjectPullError:
+        contents.clear()
+        if not is_missing.is_set():
+            raise
+        return None
+    return contents
+
+
+def _inflate(object_id: str, contents: dict[str, bytes]) -> Message:
+    """Put a reply together from its parts, letting go of each part when its last use is over.
+
+    Raises:
+        UnreadableReplyError: If that is not possible.
+    """
+    message: Message | None = None
+    try:
+        message = _put_together(object_id, contents)
+    except Exception as error:  # noqa: BLE001 - whatever a site's bytes do to Flower's readers, only that site is concerned
+        log.warning("a site's reply cannot be put together (%s)", type(error).__name__)
+    if message is None:
+        contents.clear()
+        raise UnreadableReplyError("its reply is not readable")
+    return message
+
+
+def _put_together(object_id: str, contents: dict[str, bytes]) -> Message:
     uses: Counter[str] = Counter()
     for content in contents.values():
         uses.update(set(get_object_head_values_from_object_content(content)[1]))
     shared: dict[str, InflatableObject] = {}
+    room = MAX_REPLY_BYTES
 
     def build(each: str) -> InflatableObject:
+        nonlocal room
         uses[each] -= 1
         if each in shared:
             return shared[each] if uses[each] > 0 else shared.pop(each)
         content = contents.pop(each)
-        kind, children, _ = get_object_head_values_from_object_content(content)
-        built = inflatable_class_registry[kind].inflate(
-            content, children={child: build(child) for child in dict.fromkeys(children)}
-        )
+        kind, names, _ = get_object_head_values_from_object_content(content)
+        children = {child: build(child) for child in dict.fromkeys(names)}
+        if kind == Array.__qualname__:
+            room -= _num_bytes(content, names, children)
+            if room < 0:
+                raise ProtocolError("the arrays are larger than a reply may be")
+        built = inflatable_class_registry[kind].inflate(content, children=children)
         if uses[each] > 0:
             shared[each] = built
         return built
 
-    return build(object_id)
+    message = build(object_id)
+    if not isinstance(message, Message):
+        raise ProtocolError("not a message")
+    if message.has_content() and not isinstance(message.content, RecordDict):
+        raise ProtocolError("not a message's content")
+    return message
+
+
+def _num_bytes(array: bytes, names: list[str], chunks: Mapping[str, Any]) -> int:
+    """Size of an array, which may name a chunk any number of times."""
+    indices = json.loads(get_object_body(array, Array))["arraychunk_ids"]
+    return sum(len(chunks[names[index]].data) for index in indices)

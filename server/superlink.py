@@ -1,8 +1,9 @@
 """Flower's SuperLink and SuperExec as this program runs them, and Flower's command line as it is asked for things.
 
 The SuperLink listens on the loopback address alone and speaks TLS with a certificate of an authority made for it and
-known to nobody else. Its queue of tasks is guarded by a secret that only the SuperExec knows, so that no other user of
-the machine can take the ServerApp's place.
+known to nobody else. Its queue of tasks is guarded by a secret that only the SuperExec knows. Every user of the machine
+can reach the port and submit a run, but the SuperExec finds programs that run the installed ServerApp alone
+(`server/guard.py`).
 """
 
 import json
@@ -21,6 +22,7 @@ from cryptography import x509
 
 from common.errors import GliornError
 from common.flower_environment import flower_environment
+from server.guard import GUARD_LOG_VARIABLE, write_guard
 from server.processes import stop_group
 from server.provisioning import make_certificate_authority, make_server_certificate
 from server.run_folder import RUN_KEY, RUNS_VARIABLE, write_atomically
@@ -85,6 +87,15 @@ class SuperLink:
         return self.folder / "state.db"
 
     @property
+    def guard_log(self) -> Path:
+        """Where a line tells of each submitted run that was refused."""
+        return self.folder / "guard.log"
+
+    @property
+    def _guard(self) -> Path:
+        return self.folder / "programs"
+
+    @property
     def _secret(self) -> Path:
         return self.folder / "superexec.secret"
 
@@ -111,6 +122,7 @@ class SuperLink:
             f'address = "{self.address}"\nroot-certificates = {json.dumps(str(self.authority))}\n'
         )
         write_atomically(self._cli_home / "config.toml", config.encode())
+        write_guard(self._guard)
 
     # --- its programs ------------------------------------------------------------------------------------------------
 
@@ -135,9 +147,11 @@ class SuperLink:
         ]
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
-        """The environment of both."""
-        environment = flower_environment(base, home=str(self.folder / "home"), programs=str(_programs()))
-        return environment | {RUNS_VARIABLE: str(self.runs)} | _MEMORY_IS_GIVEN_BACK
+        """The environment of both, in which the guard's programs are found before Flower's."""
+        programs = f"{self._guard}:{_programs()}"
+        environment = flower_environment(base, home=str(self.folder / "home"), programs=programs)
+        ours = {RUNS_VARIABLE: str(self.runs), GUARD_LOG_VARIABLE: str(self.guard_log)}
+        return environment | ours | _MEMORY_IS_GIVEN_BACK
 
     def is_listening(self) -> bool:
         """Whether somebody accepts connections on its port."""

@@ -22,6 +22,7 @@ from client.guard import EXIT_REFUSED, REFUSED_PROGRAMS, require_installed_bundl
 from client.journal import JOURNAL_VARIABLE, read_entry
 from client.kit import Kit, kit_of
 from common.bundle import BundleRefusal, bundle_digest, installed_bundle, read_refusal
+from common.flower_environment import flower_environment
 from common.flower_private import new_context, take_server_identity
 from server.processes import free_ports, stop_group
 from server.provisioning import make_site_key_pair
@@ -157,18 +158,19 @@ def write_bundle(folder: Path, *, out: Path, ran: Path) -> Path:
 
 @contextmanager
 def served(folder: Path) -> Iterator[SuperLink]:
-    """A SuperLink and its SuperExec."""
+    """A SuperLink and its SuperExec, of a coordinator that runs and sends code of its own."""
     (port,) = free_ports(1)
     link = SuperLink(folder, port=port, runs=folder / "runs")
     link.prepare(now=datetime.now(UTC))
+    unguarded = flower_environment(
+        link.environment(os.environ), home=str(folder / "home"), programs=str(Path(sys.executable).parent)
+    )
     processes: list[subprocess.Popen[bytes]] = []
     try:
         with (folder / "log").open("wb") as log:
             for command in (link.superlink_command(), link.superexec_command()):
                 processes.append(
-                    subprocess.Popen(
-                        command, env=link.environment(os.environ), stdout=log, stderr=log, start_new_session=True
-                    )
+                    subprocess.Popen(command, env=unguarded, stdout=log, stderr=log, start_new_session=True)
                 )
                 wait_until(link.is_listening)
         yield link
