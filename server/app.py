@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from flwr.app import Context
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 
 LOGGED = ("server", "common")
 """The rooms whose log lines belong to a run."""
+
+LOG_BYTES, LOG_FILES = 10_000_000, 2
+"""Of a run's log, and how many older ones are kept beside it."""
 
 app = ServerApp()
 
@@ -69,7 +73,7 @@ def _carry(grid: Grid, folder: RunFolder) -> None:
 @contextmanager
 def _logged_to(path: Path) -> Iterator[None]:
     """Add what the coordinator's side logs to a file: one line for each round and site, warnings, faults."""
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = [logging.getLogger(name) for name in LOGGED]
     levels = [logger.level for logger in loggers]
