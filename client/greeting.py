@@ -16,9 +16,13 @@ from common.authorities import certificate_digest, certificates_in
 from common.bundle import bundle_digest, installed_bundle
 from common.errors import ConfigError
 from common.hello import HelloReply
+from common.vouchers import is_vouched_for
 
 PASSING_FAULTS = ("unreachable", "unavailable")
 """Faults that mend themselves; all others need a person."""
+
+MOST_AUTHORITIES = 4
+"""So many a site trusts at once; a change from one to the next needs two."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,8 @@ class Greeter:
             return Greeting(str(error))
         notes = self._notes(reply)
         try:
-            changed = self._take_over(reply)
+            changed, strange = self._take_over(reply)
+            notes = (*notes, *strange)
         except (ConfigError, OSError) as error:  # those trusted already do for now
             changed, notes = False, (*notes, f"the coordinator's authorities cannot be kept here: {error}")
         return Greeting(notes=notes, authorities_changed=changed, federation=reply.federation)
@@ -97,29 +102,40 @@ class Greeter:
             )
         return tuple(notes)
 
-    def _take_over(self, reply: HelloReply) -> bool:
-        """Add the authorities of the reply to those trusted, and drop retired ones if nothing needs them.
+    def _take_over(self, reply: HelloReply) -> tuple[bool, tuple[str, ...]]:
+        """Add authorities of the reply that a trusted one vouches for, and drop retired ones if nothing needs them.
 
-        The reply came over a connection that was checked with what is trusted already.
+        The reply came over a connection that was checked with what is trusted already; but whoever has stolen the
+        gateway's key can make one too, and it must not outlast that key's certificate.
+
+        Returns:
+            Whether the site trusts others than before, and what a person should know.
         """
         path = self._kit.ca_certificate
         try:
             offered = certificates_in(reply.authorities.encode(), origin="the coordinator")
         except ConfigError:  # it names none
-            return False
+            return False, ()
         trusted = certificates_in(path.read_bytes(), origin=str(path))
-        new, old = _digests(offered), _digests(trusted)
-        if new == old:
-            return False
-        wanted = (
-            offered
-            if self._verifies_with(offered)
-            else [*trusted, *(c for c in offered if certificate_digest(c) not in old)]
+        old = _digests(trusted)
+        offered = list(dict.fromkeys(offered))
+        new = [each for each in offered if certificate_digest(each) not in old]
+        vouched = [each for each in new if is_vouched_for(each, reply.vouchers, trusted=trusted)]
+        vouched = vouched[: max(0, MOST_AUTHORITIES - len(old))]
+        notes = tuple(
+            f"the coordinator names an authority that none trusted here vouches for, SHA-256 {certificate_digest(each)}"
+            "; this site does not trust it; ask the coordinator by telephone whether it is theirs"
+            for each in new[:MOST_AUTHORITIES]
+            if each not in vouched
         )
+        kept = [each for each in offered if each not in new]
+        remaining = kept + vouched
+        drops_some = len(kept) < len(old)
+        wanted = remaining if drops_some and remaining and self._verifies_with(remaining) else trusted + vouched
         if _digests(wanted) == old:
-            return False
+            return False, notes
         write_atomically(path, _pem(wanted))
-        return True
+        return True, notes
 
     def _verifies_with(self, authorities: list[x509.Certificate]) -> bool:
         """Whether the coordinator's present certificate is one of these authorities' alone."""

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from common.documents import Settings
+from common.vouchers import Voucher
 
 HELLO_PATH = "/v1/gliorn/hello"
 
@@ -53,6 +54,9 @@ class HelloReply(Settings):
     bundle_digest: str
     authorities: str = Field(description="PEM certificates of all authorities that sites should trust")
     studies: tuple[StudyOffer, ...] = Field(description="study.yaml of the federation and of every run not yet ended")
+    vouchers: tuple[Voucher, ...] = Field(
+        default=(), max_length=16, description="the word of older authorities for newer ones of these"
+    )
 
 
 class HelloRefusal(Settings):

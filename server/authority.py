@@ -1,8 +1,9 @@
 """The federation's certificate authority, the gateway's certificate, and the change from one authority to the next.
 
 All state is in plain files. `authority/ca-N.crt` and `ca-N.key` are the authorities ever made; `authority/trusted.crt`
-holds the certificates that sites should trust: one, or two while a change is under way. The authority that signs is
-the one that signed `gateway/server.crt`.
+holds the certificates that sites should trust: one, or two while a change is under way, and `authority/vouchers.json`
+the signatures of older authorities on newer ones, without which no site trusts one. The authority that signs is the one
+that signed `gateway/server.crt`.
 """
 
 import ipaddress
@@ -15,9 +16,11 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from pydantic import TypeAdapter, ValidationError
 
 from common.authorities import certificate_digest, certificates_in
 from common.errors import ConfigError, list_of_faults
+from common.vouchers import Voucher, vouch
 from server.federation_folder import FederationFolder, admitted
 from server.invites import open_invites
 from server.private_files import make_private_folder, write_all_private, write_private
@@ -34,6 +37,9 @@ SERVER_LIFETIME = timedelta(days=397)
 WARN_SERVER = timedelta(days=30)
 WARN_AUTHORITY = SERVER_LIFETIME
 """An authority that ends sooner than this cannot sign a certificate of full length."""
+
+
+_VOUCHERS = TypeAdapter(tuple[Voucher, ...])
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,23 @@ def trusted_authorities(folder: FederationFolder) -> list[x509.Certificate]:
     return certificates_in(pem, origin=str(folder.authorities))
 
 
+def vouchers(folder: FederationFolder) -> tuple[Voucher, ...]:
+    """What authorities said for the ones that sites should trust now.
+
+    Raises:
+        ConfigError: If the file or the authorities are damaged.
+    """
+    path = _vouchers_file(folder)
+    try:
+        written = _VOUCHERS.validate_json(path.read_bytes())
+    except FileNotFoundError:  # no authority was ever added
+        return ()
+    except (OSError, ValidationError):
+        raise ConfigError(f"{path}: unreadable; restore the folder authority/ from a copy") from None
+    wanted = {certificate_digest(authority) for authority in trusted_authorities(folder)}
+    return tuple(voucher for voucher in written if voucher.authority in wanted)
+
+
 def signing_authority(folder: FederationFolder) -> CertificateAuthority:
     """The authority that signs: the trusted one that signed the server's certificate, else the oldest trusted one.
 
@@ -114,10 +137,10 @@ def renew_server_certificate(folder: FederationFolder, *, now: datetime) -> x509
 
 
 def add_authority(folder: FederationFolder, *, now: datetime) -> x509.Certificate:
-    """Make a second authority that sites should trust; the first goes on signing.
+    """Make a second authority that sites should trust; the first goes on signing, and vouches for the second.
 
     Raises:
-        ConfigError: If there are two already.
+        ConfigError: If there are two already, or the first's key is absent.
     """
     with folder.locked_register():
         trusted = trusted_authorities(folder)
@@ -127,7 +150,11 @@ def add_authority(folder: FederationFolder, *, now: datetime) -> x509.Certificat
                 "`gliorn-server certs use-new-authority` and `gliorn-server certs retire-old-authority`"
             )
         name = folder.read_config().name
+        first = _with_key(folder, trusted[0])
         added = x509.load_pem_x509_certificate(_make_authority(folder, name=name, now=now).certificate)
+        known = (*vouchers(folder), vouch(added, by=trusted[0], key=first.key))
+        # Before the authority is named to sites, which would otherwise ask in vain.
+        write_private(_vouchers_file(folder), _VOUCHERS.dump_json(known, indent=1) + b"\n")
         write_private(folder.authorities, _pem(*trusted, added))
         return added
 
@@ -290,6 +317,10 @@ def _is_signed_by(certificate: x509.Certificate, authority: x509.Certificate) ->
     except (ValueError, TypeError, InvalidSignature):
         return False
     return True
+
+
+def _vouchers_file(folder: FederationFolder) -> Path:
+    return folder.authority / "vouchers.json"
 
 
 def _file_of(folder: FederationFolder, authority: x509.Certificate) -> Path:

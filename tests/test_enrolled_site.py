@@ -29,6 +29,7 @@ from server.authority import (
     signing_authority,
     trusted_authorities,
     use_new_authority,
+    vouchers,
 )
 from server.cli import main
 from server.federation_folder import FederationFolder
@@ -156,7 +157,9 @@ def test_certificates_and_authority_change_under_a_site_that_never_loses_the_coo
     greets(is_served)
 
     [old] = trusted_authorities(folder)
+    assert vouchers(folder) == ()
     new = add_authority(folder, now=datetime.now(UTC))
+    assert [voucher.authority for voucher in vouchers(folder)] == [certificate_digest(new)]
     greets(lambda: trusted_by(kit) == {old, new})
     greets(lambda: certificate_digest(new) in read_sightings(folder.sightings)["hospital-x"].authorities)
 
@@ -165,6 +168,25 @@ def test_certificates_and_authority_change_under_a_site_that_never_loses_the_coo
 
     retire_old_authority(folder)
     greets(lambda: trusted_by(kit) == {new})
+
+
+def test_authority_that_a_thief_of_the_gateway_s_key_names_is_not_trusted(
+    folder: FederationFolder, gateway: RunningGateway, tmp_path: Path
+) -> None:
+    kit, config, request = enrolled(folder, gateway, tmp_path / "hospital")
+    admit(folder, request, now=datetime.now(UTC))
+    wait_until_hello_gives(None, kit, config)
+    ours = trusted_by(kit)
+    thief = make_certificate_authority("gliorn necrosis CA 2", now=datetime.now(UTC), lifetime=DAY)
+    folder.authorities.write_bytes(folder.authorities.read_bytes() + thief.certificate)
+
+    greeting = Greeter(
+        kit, config, installed_version=version("gliorn"), environment=os.environ, now=lambda: datetime.now(UTC)
+    ).greet()
+
+    assert greeting.refusal is None
+    assert "none trusted here vouches for" in greeting.notes[0]
+    assert trusted_by(kit) == ours
 
 
 def trusted_by(kit: Kit) -> set[object]:

@@ -1,5 +1,6 @@
 """The gateway's answer to a site's hello: which federation this is, whom the site is known as, and what is studied."""
 
+import logging
 from datetime import datetime
 from pathlib import Path
 
@@ -8,9 +9,13 @@ from pydantic import ValidationError
 from common.errors import ConfigError
 from common.hello import Hello, HelloReply, StudyOffer
 from common.study import parse_study
+from common.vouchers import Voucher
+from server.authority import vouchers
 from server.federation_folder import FederationConfig, FederationFolder
 from server.gateway.admission import RefusedError
 from server.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 
 class Reception:
@@ -59,8 +64,16 @@ class Reception:
             version=self._version,
             bundle_digest=self._bundle_digest,
             authorities=self._folder.authorities.read_text(encoding="ascii"),
+            vouchers=self._vouchers(),
             studies=tuple(studies_on_offer(self._folder)),
         )
+
+    def _vouchers(self) -> tuple[Voucher, ...]:
+        try:
+            return vouchers(self._folder)
+        except ConfigError as error:  # sites go on with the authorities that they trust
+            log.warning("%s", error)
+            return ()
 
 
 def studies_on_offer(folder: FederationFolder) -> list[StudyOffer]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cryptography import x509
 
 from client.cli import main
 from client.config import read_site_config
@@ -21,7 +22,14 @@ from client.kit import Kit, kit_of
 from client.processes import ProcessLock
 from common.authorities import certificate_digest, certificates_in
 from common.flower_environment import flower_environment
-from server.provisioning import CertificateAuthority, make_certificate_authority, make_site_key_pair
+from common.vouchers import Voucher, vouch
+from server.provisioning import (
+    CertificateAuthority,
+    make_certificate_authority,
+    make_server_certificate,
+    make_site_key_pair,
+)
+from tests.full_disk import fill_the_disk
 from tests.tiny_gateway import FEDERATION_ID, TinyGateway, TinyServers
 from tests.tiny_hospitals import write_tiny_hospital
 
@@ -85,9 +93,23 @@ def digests_of(*authorities: CertificateAuthority) -> set[str]:
     }
 
 
-def offering(*authorities: CertificateAuthority, **changes: object) -> TinyGateway:
+def certificate_of(authority: CertificateAuthority) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(authority.certificate)
+
+
+def word_for(authority: CertificateAuthority, *, by: CertificateAuthority, key_of: CertificateAuthority) -> Voucher:
+    """A voucher that names one authority, signed with the key of one that may be another."""
+    return vouch(certificate_of(authority), by=certificate_of(by), key=key_of.key)
+
+
+BY_OLD = (word_for(NEW, by=OLD, key_of=OLD),)
+
+
+def offering(
+    *authorities: CertificateAuthority, vouchers: tuple[Voucher, ...] = BY_OLD, **changes: object
+) -> TinyGateway:
     pem = b"".join(ca.certificate for ca in authorities).decode()
-    return TinyGateway(OLD, changes={"authorities": pem, **changes})
+    return TinyGateway(OLD, changes={"authorities": pem, "vouchers": vouchers, **changes})
 
 
 def test_new_authority_is_trusted_besides_the_old_one(tmp_path: Path, servers: TinyServers) -> None:
@@ -97,6 +119,70 @@ def test_new_authority_is_trusted_besides_the_old_one(tmp_path: Path, servers: T
 
     assert trusted_by(kit) == digests_of(OLD, NEW)
     assert (first.authorities_changed, second.authorities_changed) == (True, False)
+
+
+NO_AUTHORITY = CertificateAuthority(
+    make_server_certificate(
+        OLD, hosts=["127.0.0.1"], now=datetime.now(UTC) - timedelta(days=1), lifetime=timedelta(days=9)
+    )[0],
+    FOREIGN.key,
+)
+
+
+@pytest.mark.parametrize(
+    ("named", "vouchers"),
+    [
+        pytest.param(NEW, (), id="no voucher, as from an older coordinator"),
+        pytest.param(NEW, (word_for(NEW, by=FOREIGN, key_of=FOREIGN),), id="by a stranger"),
+        pytest.param(NEW, (word_for(NEW, by=NEW, key_of=NEW),), id="by itself"),
+        pytest.param(NEW, (word_for(NEW, by=OLD, key_of=FOREIGN),), id="by a stranger in the old one's name"),
+        pytest.param(FOREIGN, BY_OLD, id="for another"),
+        pytest.param(
+            FOREIGN,
+            (BY_OLD[0].model_copy(update={"authority": certificate_digest(certificate_of(FOREIGN))}),),
+            id="for another in its name",
+        ),
+        pytest.param(NO_AUTHORITY, (word_for(NO_AUTHORITY, by=OLD, key_of=OLD),), id="for what is no authority"),
+    ],
+)
+def test_authority_that_none_trusted_vouches_for_is_not_trusted(
+    named: CertificateAuthority, vouchers: tuple[Voucher, ...], tmp_path: Path, servers: TinyServers
+) -> None:
+    gateway = servers.https(offering(OLD, named, vouchers=vouchers))
+    greeter, kit = greeter_of(write_site(tmp_path, gateway.port))
+    before = kit.ca_certificate.read_bytes()
+
+    greeting = greeter.greet()
+
+    assert greeting.refusal is None
+    assert not greeting.authorities_changed
+    assert kit.ca_certificate.read_bytes() == before
+    [note] = greeting.notes
+    assert f"none trusted here vouches for, SHA-256 {certificate_digest(certificate_of(named))}" in note
+
+
+def test_no_more_than_four_authorities_are_trusted(tmp_path: Path, servers: TinyServers) -> None:
+    others = [an_authority(f"number {number}") for number in range(5)]
+    vouchers = tuple(word_for(other, by=OLD, key_of=OLD) for other in others)
+    greeter, kit = greeter_of(write_site(tmp_path, servers.https(offering(OLD, *others, vouchers=vouchers)).port))
+
+    greeter.greet()
+
+    assert trusted_by(kit) == digests_of(OLD, *others[:3])
+
+
+def test_full_disk_leaves_the_authorities_as_they_are_and_is_noted(
+    tmp_path: Path, servers: TinyServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    greeter, kit = greeter_of(write_site(tmp_path, servers.https(offering(OLD, NEW)).port))
+    fill_the_disk(monkeypatch)
+
+    greeting = greeter.greet()
+
+    assert greeting.refusal is None
+    assert "authorities cannot be kept here" in greeting.notes[0]
+    assert "No space left on device" in greeting.notes[0]
+    assert trusted_by(kit) == digests_of(OLD)
 
 
 def test_retired_authority_is_dropped_once_nothing_needs_it(tmp_path: Path, servers: TinyServers) -> None:
