@@ -53,6 +53,12 @@ def behind_proxies(
         yield made, proxies
 
 
+def end_of(made: Deployment) -> dict[str, Any]:
+    """The record of the run, once it is there."""
+    made.wait(made.run_folder("first").record.exists, "the run has ended", patience_s=700)
+    return made.record("first")
+
+
 def digest(made: Deployment, name: str = "first") -> str:
     return state_digest(made.final_model(name))
 
@@ -99,7 +105,7 @@ def test_site_whose_network_is_cut_while_it_trains_loses_nothing(tmp_path: Path,
         proxies["a"].cut()
         time.sleep(cut_s)
         proxies["a"].mend()
-        record = made.record("first")
+        record = end_of(made)
 
         assert record["outcome"] == "COMPLETE"
         assert digest(made) == state_digest(alone(tmp_path, text, made).model("final"))
@@ -126,7 +132,7 @@ def test_certificate_that_ends_during_a_run_and_is_renewed_costs_nothing(tmp_pat
             made.wait(lambda site=site, lost=lost: lost in made.log(site), f"{site} says why")  # type: ignore[misc]
         assert "expired, no site can connect; `gliorn-server certs renew`" in made.server("status")
         made.server("certs", "renew")
-        record = made.record("first")
+        record = end_of(made)
 
         assert record["outcome"] == "COMPLETE"
         assert digest(made) == state_digest(alone(tmp_path, text, made).model("final"))
@@ -161,7 +167,7 @@ def test_uploads_that_are_cut_anywhere_arrive_all_the_same(tmp_path: Path, seed:
             planned += len(kinds)
             done = f"round {round} of 2: trained"
             made.wait(lambda done=done: done in made.log("a"), f"a has sent its reply to round {round}")  # type: ignore[misc]
-        record = made.record("first")
+        record = end_of(made)
 
         assert proxy.cuts == planned
         assert record["outcome"] == "COMPLETE"
@@ -187,7 +193,7 @@ def test_site_behind_an_http_proxy_keeps_its_bandwidth(tmp_path: Path) -> None:
             made.join("a", environment={"NO_PROXY": "", "no_proxy": "", **named})
             made.join("b")
             made.begin_run("first")
-            record = made.record("first")
+            record = end_of(made)
 
         assert record["outcome"] == "COMPLETE"
         assert digest(made) == state_digest(alone(tmp_path, text, made).model("final"))
@@ -223,14 +229,14 @@ class MissingSite(FaultyClientApp):
 
 
 def test_site_too_slow_for_a_round_is_named_and_in_the_next_one(tmp_path: Path) -> None:
-    text = study(round_timeout_s=75)
+    text = study(round_timeout_s=150)
     with behind_proxies(tmp_path / "slow", "a", "b", "c", text=text, direct=("b", "c")) as (made, proxies):
         made.begin_run("first")
         made.wait(trains(made, "a", 1), "a trains")
         proxies["a"].throttle(2_000)
         made.wait(lambda: made.run_folder("first").rounds.exists() and len(rounds(made)) == 1, "round 1 has ended")
         proxies["a"].throttle(None)
-        record = made.record("first")
+        record = end_of(made)
 
         assert record["outcome"] == "DEGRADED"
         first, second = rounds(made)
@@ -253,7 +259,7 @@ def test_site_whose_key_is_revoked_is_out_at_once(tmp_path: Path) -> None:
         made.wait(trains(made, "a", 1), "a trains")
         made.server("sites", "revoke", "a")
         made.wait(lambda: "has revoked this site's key" in made.log("a"), "a is told why")
-        record = made.record("first")
+        record = end_of(made)
 
         assert record["outcome"] == "DEGRADED"
         assert any(problem.startswith("a was not in round") for problem in record["problems"]), record["problems"]
@@ -294,7 +300,7 @@ def test_site_takes_part_once_misses_a_round_and_is_in_the_next(tmp_path: Path) 
         made.wait(lambda: len(rounds(made)) >= 3, "round 3 has ended")
         made.join("c")
         during_round(4, lambda: made.log("c").count("connected to") == 2, "c has come again")
-        record = made.record("first")
+        record = end_of(made)
 
         assert "round 2 of 4: trained" in made.log("c")
         assert "left the federation" in made.log("c")
@@ -324,7 +330,7 @@ def test_outsiders_and_replayed_replies_change_nothing(tmp_path: Path) -> None:
         made.wait(lambda: done in made.log("a"), "a has replied")
         said = [(path, request) for path, request in tap.requests if path in PUSHES]
         answers = [(path, tap.say_again(request)) for path, request in said * 2]
-        record = made.record("first")
+        record = end_of(made)
 
         assert sum(path.endswith("push-messages") for path, _ in said) >= 2
         assert {status for _, status in answers} <= {200, 403, 503}, answers
