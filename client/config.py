@@ -13,6 +13,8 @@ from common.documents import Settings, parse_settings
 from common.errors import ConfigError, list_of_faults
 
 TABLE_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+DIGEST = r"[0-9a-f]{64}"
+"""What the digest of a study looks like."""
 _YAML_WORDS = {"true", "false", "null"}
 
 
@@ -58,7 +60,9 @@ class ServerSpec(Settings):
     )
     federation: str | None = Field(default=None, description="the federation's name; `gliorn-client enroll` writes it")
     federation_id: str | None = Field(
-        default=None, description="tells federations of one name apart; `gliorn-client enroll` writes it"
+        default=None,
+        pattern=r"^[0-9a-f]{32}$",
+        description="32 hexadecimal digits that tell federations of one name apart; `gliorn-client enroll` writes them",
     )
     max_bandwidth_mbit: float | None = Field(
         default=None, gt=0, description="megabits per second that this site sends and receives at most, on average"
@@ -96,9 +100,9 @@ class SiteConfig(Settings):
         default=None, ge=1, le=256, description="threads of torch; absent means torch's own choice"
     )
     disclosure: DisclosureSpec = Field(default_factory=DisclosureSpec)
-    studies: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{16,64}$")], ...] = Field(
+    studies: tuple[str, ...] = Field(
         default=(),
-        description="digests of the studies that this site takes part in, at least the first 16 digits of each; "
+        description="digests of the studies that this site takes part in, all 64 digits of each; "
         "`gliorn-client accept` is the other way to consent",
     )
     working_hours: tuple[str, ...] | None = Field(
@@ -107,6 +111,18 @@ class SiteConfig(Settings):
         '["mon-fri 19:00-07:00", "sat,sun 00:00-24:00"]; absent means always',
     )
     server: ServerSpec | None = None
+
+    @field_validator("studies")
+    @classmethod
+    def _whole_digests(cls, studies: tuple[str, ...]) -> tuple[str, ...]:
+        for digest in studies:
+            if not re.fullmatch(DIGEST, digest):
+                raise ValueError(
+                    f"holds {digest[:70]!r} ({len(digest)} characters), expected the whole digest of a study, 64 of "
+                    "the digits 0-9 and a-f: two studies with one beginning can be made; copy it from `gliorn-client "
+                    "accept` or the invite"
+                )
+        return studies
 
     @field_validator("working_hours")
     @classmethod

@@ -16,7 +16,7 @@ from client.kit import Kit
 from common.authorities import certificate_digest, certificates_in
 from common.bundle import bundle_digest, installed_bundle
 from common.errors import ConfigError, GliornError
-from common.hello import HELLO_PATH, Hello, HelloFault, HelloRefusal, HelloReply
+from common.hello import HELLO_PATH, MAX_AUTHORITIES, Hello, HelloFault, HelloRefusal, HelloReply
 from common.site_signature import key_fingerprint, signed_headers
 
 TIMEOUT_S = 20.0
@@ -65,7 +65,7 @@ def say_hello(kit: Kit, config: SiteConfig, *, now: datetime) -> HelloReply:
         federation_id=kit.federation_id or "",
         version=version("gliorn"),
         bundle_digest=bundle_digest(installed_bundle()),
-        authorities=tuple(certificate_digest(certificate) for certificate in trusted),
+        authorities=tuple(certificate_digest(certificate) for certificate in trusted[:MAX_AUTHORITIES]),
     )
     status, body = _post(kit, hello, signed_headers(key, now))
     if status == httpx.codes.UNAUTHORIZED:
@@ -79,8 +79,10 @@ def say_hello(kit: Kit, config: SiteConfig, *, now: datetime) -> HelloReply:
     try:
         reply = HelloReply.model_validate_json(body)
         clock_difference(reply, now=now)
+    except ValidationError as error:
+        raise _not_a_gateway(kit, f"its answer is unreadable{_faulty_settings(error)}") from None
     except ValueError:
-        raise _not_a_gateway(kit, "its answer is unreadable") from None
+        raise _not_a_gateway(kit, "its answer is unreadable: time") from None
     if kit.federation_id is not None and reply.federation_id != kit.federation_id:
         raise HelloError(
             "other-federation",
@@ -217,6 +219,13 @@ def _refused(kit: Kit, key: ec.EllipticCurvePrivateKey, body: bytes, *, now: dat
                 "changes headers looks like this; else install the version of gliorn that the coordinator runs"
             )
     return HelloError(refusal.fault, text, clock_difference=difference)
+
+
+def _faulty_settings(error: ValidationError) -> str:
+    """Which settings of an answer do not fit, by our names for them; empty where it is no answer at all."""
+    faulty = {str(each["loc"][0]) for each in error.errors() if each["loc"]}
+    named = ", ".join(sorted(faulty & HelloReply.model_fields.keys()))
+    return f": {named}" if named else ""
 
 
 def _not_a_gateway(kit: Kit, found: str) -> HelloError:

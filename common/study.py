@@ -11,6 +11,7 @@ Sequence = Literal["t1", "t2", "t1ce"]
 Label = Literal[0, 1]
 CLASS_NAMES = ("recurrence", "necrosis")
 """Names of the labels 0 and 1. Radiation necrosis is the positive class."""
+STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
 class PreprocessingSpec(Settings):
@@ -181,7 +182,7 @@ class SplitSpec(Settings):
 class Study(Settings):
     """Everything all sites agree on. Its digest is part of every message and of the record."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="letters, digits, '.', '_' and '-'")
+    name: str = Field(pattern=STUDY_NAME, description="letters, digits, '.', '_' and '-'")
     seed: int = Field(ge=0, lt=2**31, description="start of all randomness")
     rounds: int = Field(ge=1, le=10_000, description="rounds of training")
     sequences: tuple[Sequence, ...] = Field(

@@ -2,9 +2,11 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
+from common.hello import VERSION
 from server.run_folder import write_json
 
 CONNECTED_WITHIN_S = 75.0
@@ -28,7 +30,7 @@ class Sighting:
     received_bytes: int = 0
     sent_bytes: int = 0
     upload_mbit: float | None = None
-    version: str | None = None
+    version: Annotated[str, Field(pattern=VERSION)] | None = None
     authorities: tuple[str, ...] = ()
 
 

@@ -204,6 +204,25 @@ def test_answer_of_something_else_is_told_from_a_coordinator_that_is_not_ready(
     assert error.value.fault == fault
 
 
+def test_answer_that_would_forge_lines_in_a_terminal_is_refused_and_not_repeated(kit: Kit, gateway: Gateway) -> None:
+    assert isinstance(gateway.reply, dict)
+    gateway.reply |= {"version": "0.2\nconnected", "federation": "\x1b[2K", "studies": [{"\x1b[31m": 1}]}
+
+    with pytest.raises(HelloError, match="its answer is unreadable: federation, studies, version") as error:
+        say_hello(kit, CONFIG, now=NOW)
+
+    assert error.value.fault == "not-a-gateway"
+    assert str(error.value).isprintable()
+
+
+def test_site_that_trusts_many_authorities_names_the_first_of_them(kit: Kit, gateway: Gateway) -> None:
+    kit.ca_certificate.write_bytes(AUTHORITY.certificate * 9)
+
+    say_hello(kit, CONFIG, now=NOW)
+
+    assert len(json.loads(gateway.requests[0][2])["authorities"]) == 8
+
+
 def test_authority_that_the_kit_does_not_know_is_refused_before_anything_is_said(kit: Kit, gateway: Gateway) -> None:
     other = make_certificate_authority("two", now=NOW, lifetime=timedelta(days=9))
     kit.ca_certificate.write_bytes(other.certificate)

@@ -92,7 +92,7 @@ class Stage:
             return client.post(FLEET + name, content=body, headers=(key or self.a).headers())
 
     def hello(self, key: SiteKey | None, *, content: str | None = None, **changes: object) -> httpx.Response:
-        values = {"site": "site-a", "federation_id": FEDERATION_ID, "version": "0.9", "bundle_digest": "00"}
+        values = {"site": "site-a", "federation_id": FEDERATION_ID, "version": "0.9", "bundle_digest": "0f" * 32}
         text = json.dumps(values | {"authorities": ["ab" * 32]} | changes) if content is None else content
         with self.gateway.client() as client:
             return client.post(HELLO_PATH, content=text, headers={} if key is None else key.headers())
@@ -613,6 +613,15 @@ def test_hello_that_is_none_is_refused(stage: Stage) -> None:
     for content in ("", "{", "[]", json.dumps({"site": "site-a"})):
         answer = stage.hello(stage.a, content=content)
         assert HelloRefusal.model_validate_json(answer.content).fault == "malformed"
+
+
+def test_site_cannot_forge_a_line_of_the_status_with_its_version(stage: Stage) -> None:
+    forged = "0.2\nsite-b  connected\x1b[2K"
+    answer = stage.hello(stage.a, version=forged)
+
+    assert HelloRefusal.model_validate_json(answer.content).fault == "malformed"
+    wait_until(lambda: "site-a" in read_sightings(stage.folder.sightings))
+    assert _sighting(stage, "site-a", "version") != forged
 
 
 def test_site_that_calls_itself_otherwise_is_told_its_name(stage: Stage) -> None:

@@ -342,6 +342,12 @@ def test_what_was_seen_before_a_restart_is_kept_but_for_the_bytes(tmp_path: Path
     assert (seen["site-b"].last_seen, seen["site-b"].version) == (before.last_seen, "0.1")
 
 
+def test_sightings_with_a_forged_line_are_none(tmp_path: Path) -> None:
+    write_sightings(tmp_path / "s.json", {"site-a": Sighting(last_seen=NOW.isoformat(), version="1\nsite-b connected")})
+
+    assert read_sightings(tmp_path / "s.json") == {}
+
+
 def test_damaged_sightings_are_none(tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text('{"site-a": {"last')
 

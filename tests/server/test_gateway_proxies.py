@@ -104,7 +104,13 @@ def _listens(port: int) -> bool:
 @pytest.mark.parametrize("proxy", ["nginx", "haproxy"])
 def test_proxy_passes_the_coordinator_s_name_on_unopened(coordinator: Coordinator, proxy: str, tmp_path: Path) -> None:
     gateway, site = coordinator.gateway, coordinator.site
-    hello = {"site": "site-a", "federation_id": FEDERATION_ID, "version": "1", "bundle_digest": "", "authorities": []}
+    hello = {
+        "site": "site-a",
+        "federation_id": FEDERATION_ID,
+        "version": "1",
+        "bundle_digest": "0f" * 32,
+        "authorities": [],
+    }
     presented = x509.load_pem_x509_certificate(gateway.folder.certificate.read_bytes())
     with _running(proxy, gateway, tmp_path) as port:
         address = f"https://{NAME}:{port}"
