@@ -65,6 +65,8 @@ class Supervisor:
         self._notes = notes
         self._say = say
         self._clock = clock
+        self._noted: list[int] = []
+        self._told_of_notes = False
 
     def end_leftovers(self) -> None:
         """End what a supervisor that was killed left behind."""
@@ -82,6 +84,7 @@ class Supervisor:
                 self._ended(child, status)
             if child.process is None and self._clock() >= child.start_at:
                 self._start(child)
+            self._note()
 
     def processes(self) -> dict[str, int]:
         """Process numbers of the programs that run, by name."""
@@ -105,18 +108,36 @@ class Supervisor:
         self._notes.unlink(missing_ok=True)
 
     def _start(self, child: "_Child") -> None:
-        process = subprocess.Popen(
-            child.program.command,
-            env=dict(child.program.environment),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        try:
+            process = subprocess.Popen(
+                child.program.command,
+                env=dict(child.program.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:  # no memory or no process to be had: that passes
+            self._say(f"{child.program.name} cannot be started ({error}); trying again in {child.delay_s:.0f} s")
+            self._put_off(child)
+            return
         child.process, child.started = process, self._clock()
+        self._noted = []
         threading.Thread(target=_pump, args=(process, child.log), daemon=True).start()
-        processes = self.processes().values()
-        write_json(self._notes, [asdict(Holder(pid, start_time(pid))) for pid in processes])
+
+    def _note(self) -> None:
+        """Note what runs. What cannot be noted now is noted at a later tick, and goes on meanwhile."""
+        processes = list(self.processes().values())
+        if set(processes) <= set(self._noted):
+            return
+        try:
+            write_json(self._notes, [asdict(Holder(pid, start_time(pid))) for pid in processes])
+        except OSError as error:
+            if not self._told_of_notes:
+                self._say(f"{self._notes}: cannot be written ({error.strerror}); trying again until it can")
+            self._told_of_notes = True
+            return
+        self._noted, self._told_of_notes = processes, False
 
     def _ended(self, child: "_Child", status: int) -> None:
         assert child.process is not None
@@ -125,11 +146,14 @@ class Supervisor:
         lived_s = self._clock() - child.started
         if lived_s >= SOUND_AFTER_S:
             child.delay_s = FIRST_DELAY_S
-        child.start_at = self._clock() + child.delay_s
         self._say(
             f"{child.program.name} ended with status {status} after {lived_s:.0f} s; starting it again in "
             f"{child.delay_s:.0f} s. Its last words are in {child.log.baseFilename}"
         )
+        self._put_off(child)
+
+    def _put_off(self, child: "_Child") -> None:
+        child.start_at = self._clock() + child.delay_s
         child.delay_s = min(2 * child.delay_s, LONGEST_DELAY_S)
 
 
@@ -143,8 +167,13 @@ class _Child:
     delay_s: float = FIRST_DELAY_S
 
 
+class _OutputLog(RotatingFileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
+        """Leave out the line: the disk is full, and whoever prints must not be kept waiting."""
+
+
 def _log_writer(path: Path) -> RotatingFileHandler:
-    writer = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8", errors="replace")
+    writer = _OutputLog(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8", errors="replace")
     writer.setFormatter(logging.Formatter("%(message)s"))
     return writer
 

@@ -1,5 +1,6 @@
 """Programs are started again when they end, and nothing that they started is left."""
 
+import json
 import os
 import subprocess
 import sys
@@ -172,3 +173,35 @@ def test_lock_that_is_held_is_refused_with_the_given_words(tmp_path: Path) -> No
         hold(tmp_path / "lock", otherwise="somebody is at it", patience_s=0.0),
     ):
         pass
+
+
+def test_program_whose_notes_find_no_room_goes_on_and_is_noted_later(bench: Callable[[str], Bench]) -> None:
+    worker = bench(SLEEP)
+    notes = worker.folder / "children.json"
+    for _ in range(3):
+        notes.with_name("children.json.partial").symlink_to("/dev/full")
+        worker.supervisor.tick()
+    (process,) = worker.supervisor.processes().values()
+    assert not notes.exists()
+
+    worker.supervisor.tick()
+
+    assert worker.supervisor.processes() == {"worker": process}
+    assert [each["pid"] for each in json.loads(notes.read_text())] == [process]
+    assert worker.said == [f"{notes}: cannot be written (No space left on device); trying again until it can"]
+
+
+def test_program_that_cannot_be_started_is_tried_again_later(tmp_path: Path) -> None:
+    seconds = 0.0
+    said: list[str] = []
+    program = Program("worker", [str(tmp_path / "absent")], {})
+    supervisor = Supervisor(
+        [program], notes=tmp_path / "children.json", logs=tmp_path, say=said.append, clock=lambda: seconds
+    )
+
+    supervisor.tick()
+    supervisor.tick()
+    seconds = 1.0
+    supervisor.tick()
+
+    assert [line.rpartition("; ")[2] for line in said] == ["trying again in 1 s", "trying again in 2 s"]
