@@ -11,7 +11,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PAUSE_S = 5.0
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of the system's errors that say so."""
 
 
 def once_there_is_room(write: Callable[[], T], *, pause: Callable[[float], None] = time.sleep) -> T:
@@ -29,7 +30,7 @@ def once_there_is_room(write: Callable[[], T], *, pause: Callable[[float], None]
         try:
             result = write()
         except OSError as error:
-            if error.errno not in _NO_ROOM:
+            if error.errno not in NO_ROOM:
                 raise
             if not waited:
                 log.warning("the coordinator's disk is full: the run waits until there is room; make some")

@@ -5,9 +5,11 @@ carries it, and the machine.
 """
 
 import logging
+import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +28,10 @@ START_PATIENCE_S = 60.0
 """Seconds between handing a run to Flower and its ServerApp's first sign of life, on a busy machine."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
+
+
+_FILE_DATES_LAG_NS = 10_000_000
+"""By so much a file's date can be older than the clock."""
 
 
 class RunCarrier(Protocol):
@@ -53,6 +59,14 @@ class Submission:
     server: str
     attempts: int
     round: int
+
+
+@dataclass(frozen=True)
+class _Unwritten:
+    """A submission that is not on the disk yet, and the time of the handing over as files are dated."""
+
+    submission: Submission
+    at_ns: int
 
 
 _SUBMISSION = TypeAdapter(Submission)
@@ -97,24 +111,63 @@ class Keeper:
         self._alive: str | None = None
         self._handed_over_at: dict[str, float] = {}
         self._dead_since: dict[str, float] = {}
+        self._unwritten: dict[str, _Unwritten] = {}
+        self._troubles: dict[str, str] = {}
 
     def tick(self) -> None:
         """Do what has to be done; without a change, this asks Flower nothing.
+
+        What cannot be written is told once and tried again at the next call; a run is not handed over again for it.
 
         Raises:
             SuperLinkError: If Flower fails; the next call tries again.
         """
         folders = runs_in_order(self._runs)
+        for folder in folders:
+            self._try(folder, self._write_down)
         alive = next((folder for folder in folders if is_held(folder.server_app_lock)), None)
         self._note_alive(alive)
         if alive is not None:
             return
         for folder in folders:
             if not is_due(folder):
-                self._tidy_up(folder)
+                self._try(folder, self._tidy_up)
         due = next((folder for folder in folders if is_due(folder)), None)
         if due is not None:
-            self._carry_on(due)
+            self._try(due, self._carry_on)
+
+    def _try(self, folder: RunFolder, step: Callable[[RunFolder], None]) -> None:
+        try:
+            step(folder)
+        except OSError as error:
+            text = f"{error.strerror or error}"
+            if self._troubles.get(folder.name) != text:
+                self._say(f"run {folder.name}: its files cannot be written ({text}); trying again until they can")
+            self._troubles[folder.name] = text
+
+    def _write_down(self, folder: RunFolder) -> None:
+        """Write what was handed over and could not be noted then."""
+        waiting = self._unwritten.get(folder.name)
+        if waiting is None:
+            return
+        write_json(folder.submission, asdict(waiting.submission))
+        # The file's date is compared with that of the ServerApp's lock.
+        os.utime(folder.submission, ns=(waiting.at_ns, waiting.at_ns))
+        del self._unwritten[folder.name]
+        self._troubles.pop(folder.name, None)
+
+    def _submission_of(self, folder: RunFolder) -> Submission | None:
+        waiting = self._unwritten.get(folder.name)
+        return _read_submission(folder) if waiting is None else waiting.submission
+
+    def _was_alive_since(self, folder: RunFolder) -> bool:
+        """Whether a ServerApp has taken the run's lock since the run was handed over."""
+        waiting = self._unwritten.get(folder.name)
+        try:
+            handed_over = folder.submission.stat().st_mtime_ns if waiting is None else waiting.at_ns
+            return folder.server_app_lock.stat().st_mtime_ns >= handed_over
+        except FileNotFoundError:
+            return False
 
     def _note_alive(self, folder: RunFolder | None) -> None:
         name = None if folder is None else folder.name
@@ -129,7 +182,7 @@ class Keeper:
 
     def _carry_on(self, folder: RunFolder) -> None:
         """Hand a run over, unless it was and there is still hope."""
-        last = _read_submission(folder)
+        last = self._submission_of(folder)
         if last is None:
             self._hand_over(folder, attempts=1)
         elif last.server != self._server:
@@ -142,7 +195,7 @@ class Keeper:
     def _is_dead(self, folder: RunFolder) -> bool:
         if folder.name in self._dead_since:
             return True
-        if _was_alive_since(folder):
+        if self._was_alive_since(folder):
             self._dead_since[folder.name] = self._clock()
             return True
         return self._clock() - self._handed_over_at.get(folder.name, float("-inf")) > START_PATIENCE_S
@@ -166,10 +219,14 @@ class Keeper:
     def _hand_over(self, folder: RunFolder, *, attempts: int) -> None:
         run_id = self._carrier.submit(folder.name)
         submission = Submission(run_id, self._server, attempts, _rounds_done(folder))
-        write_json(folder.submission, asdict(submission))
         self._dead_since.pop(folder.name, None)
         self._handed_over_at[folder.name] = self._clock()
         self._say(f"run {folder.name}: handed to Flower")
+        try:
+            write_json(folder.submission, asdict(submission))
+        except OSError:
+            self._unwritten[folder.name] = _Unwritten(submission, time.time_ns() - _FILE_DATES_LAG_NS)
+            raise
 
     def _give_up(self, folder: RunFolder) -> None:
         sentence = (
@@ -177,17 +234,20 @@ class Keeper:
             f"started again. {last_error(folder)}Mend that, then `gliorn-server run --resume {folder.name}`"
         )
         write_json(folder.trouble, sentence)
+        self._troubles.pop(folder.name, None)
         self._say(f"run {folder.name}: {sentence}")
 
     def _tidy_up(self, folder: RunFolder) -> None:
         """Close the books on a run that has ended, is paused, was stopped or given up on."""
-        last = _read_submission(folder)
+        last = self._submission_of(folder)
         if last is None:
             return
-        self._forget(folder, last)
-        folder.submission.unlink()
         if folder.read_wish() == "stop" and not folder.record.is_file():
             self._end_stopped(folder)
+        self._forget(folder, last)
+        folder.submission.unlink(missing_ok=True)
+        self._unwritten.pop(folder.name, None)
+        self._troubles.pop(folder.name, None)
         outcome = outcome_of(folder)
         self._dead_since.pop(folder.name, None)
         if outcome is not None:
@@ -208,7 +268,7 @@ class Keeper:
         Not before that: a SuperNode (flwr 1.41, `start_client_internal.py`) whose run is stopped while it fetches a
         message waits for ever for the rest of it.
         """
-        if _was_alive_since(folder):
+        if self._was_alive_since(folder):
             return
         try:
             self._carrier.stop(submission.run_id)
@@ -218,7 +278,10 @@ class Keeper:
 
 def runs_in_order(runs: Path) -> list[RunFolder]:
     """All runs of a federation, the oldest first."""
-    found = [(path.stat().st_mtime, path.parent.name) for path in runs.glob("*/participants.json")]
+    found: list[tuple[float, str]] = []
+    for path in runs.glob("*/participants.json"):
+        with suppress(FileNotFoundError):  # somebody deleted the run's folder while we looked
+            found.append((path.stat().st_mtime, path.parent.name))
     return [RunFolder(runs / name) for _, name in sorted(found)]
 
 
@@ -245,14 +308,6 @@ def last_error(folder: RunFolder) -> str:
         return ""
     errors = [line for line in lines if re.match(r"\S+ \S+ ERROR ", line)]
     return f"It said last: {errors[-1].split(' ERROR ', 1)[1].rstrip('.')}. " if errors else ""
-
-
-def _was_alive_since(folder: RunFolder) -> bool:
-    """Whether a ServerApp has taken the run's lock since the run was handed over."""
-    try:
-        return folder.server_app_lock.stat().st_mtime_ns >= folder.submission.stat().st_mtime_ns
-    except FileNotFoundError:
-        return False
 
 
 def _rounds_done(folder: RunFolder) -> int:

@@ -1,6 +1,8 @@
 """Keeps the SuperLink's register of keys equal to the coordinator's: admitted keys are in it, revoked ones are not."""
 
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +12,10 @@ from pydantic import TypeAdapter, ValidationError
 from common.errors import ConfigError
 from server.federation_folder import AdmittedSite, FederationFolder
 from server.run_folder import write_atomically, write_json
-from server.superlink import KeyInUseError
+from server.superlink import KeyInUseError, SuperLinkError
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 600.0
+"""Before a site is tried again for which Flower, or the disk, failed; twice as long after each failure."""
 
 
 class KeyRegister(Protocol):
@@ -45,6 +50,14 @@ class Registration:
     ended: bool = False
 
 
+@dataclass(frozen=True)
+class _Pause:
+    """A site that is left alone for a while, because the last try failed."""
+
+    until: float
+    length_s: float
+
+
 _REGISTRATIONS = TypeAdapter(list[Registration])
 
 
@@ -55,9 +68,17 @@ class Registrations:
         folder: The federation.
         link: The SuperLink.
         say: Told one plain line whenever something changes.
+        clock: Seconds on a clock that only goes forward.
     """
 
-    def __init__(self, folder: FederationFolder, link: KeyRegister, *, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        folder: FederationFolder,
+        link: KeyRegister,
+        *,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._folder = folder
         self._link = link
         self._say = say
@@ -65,12 +86,16 @@ class Registrations:
         self._known = {each.fingerprint: each for each in _read(self._file)}
         self._checked_database: int | None = None
         self._told: set[str] = set()
+        self._clock = clock
+        self._pauses: dict[str, _Pause] = {}
+        self._is_written = True
 
     def tick(self) -> None:
-        """Do what has to be done; without a change, this asks Flower nothing.
+        """Do what has to be done; without a change, this asks Flower nothing. No site's failure keeps another waiting.
 
         Raises:
-            SuperLinkError: If Flower fails; what was done until then is remembered.
+            SuperLinkError: If Flower fails altogether.
+            OSError: If what was done cannot be written; it is remembered, and written at a later call.
         """
         try:
             sites = self._folder.read_register()
@@ -80,10 +105,24 @@ class Registrations:
         self._forget_if_another_database()
         for site in sites:
             if site.revoked_at is not None:
-                self._take_out(site)
+                self._try(site, self._take_out)
         for site in sites:
             if site.revoked_at is None:
-                self._put_in(site)
+                self._try(site, self._put_in)
+        self._write()
+
+    def _try(self, site: AdmittedSite, step: Callable[[AdmittedSite], None]) -> None:
+        pause = self._pauses.get(site.fingerprint)
+        if pause is not None and self._clock() < pause.until:
+            return
+        try:
+            step(site)
+        except (SuperLinkError, OSError) as error:
+            length_s = FIRST_PAUSE_S if pause is None else min(2 * pause.length_s, LONGEST_PAUSE_S)
+            self._pauses[site.fingerprint] = _Pause(self._clock() + length_s, length_s)
+            self._say_once(f"{site.name}: {error}; trying again, less and less often")
+        else:
+            self._pauses.pop(site.fingerprint, None)
 
     def _forget_if_another_database(self) -> None:
         database = self._link.database.stat().st_ino
@@ -127,7 +166,14 @@ class Registrations:
 
     def _remember(self, registration: Registration) -> None:
         self._known[registration.fingerprint] = registration
-        write_json(self._file, [asdict(each) for each in self._known.values()])
+        self._is_written = False
+        with suppress(OSError):  # told at the end of the tick, when it still cannot be written
+            self._write()
+
+    def _write(self) -> None:
+        if not self._is_written:
+            write_json(self._file, [asdict(each) for each in self._known.values()])
+            self._is_written = True
 
 
 def _read(path: Path) -> list[Registration]:

@@ -7,12 +7,14 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
 
 from common.errors import ConfigError
+from server.disk import NO_ROOM
 from server.federation_folder import FederationConfig, FederationFolder
 from server.keeper import Keeper, runs_in_order
 from server.locks import hold, holder, is_held
@@ -42,16 +44,21 @@ def serve(folder: FederationFolder, *, say: Say) -> None:
         say: Told one plain line whenever something happens.
 
     Raises:
-        ConfigError: If another server serves it, or something needed is missing.
+        ConfigError: If another server serves it, something needed is missing, or the disk is full at the beginning.
     """
     config = folder.read_config()
     os.umask(0o077)
     otherwise = f"{folder.path}: another `gliorn-server start` serves this federation already; end that one first"
-    with hold(folder.lock, otherwise=otherwise, patience_s=0.5):
-        for part in (folder.superlink, folder.runs, folder.logs):
-            part.mkdir(mode=0o700, exist_ok=True)
-        require_certificate(folder, now=datetime.now(UTC), say=say)
-        _Server(folder, config, say).run()
+    try:
+        with hold(folder.lock, otherwise=otherwise, patience_s=0.5):
+            for part in (folder.superlink, folder.runs, folder.logs):
+                part.mkdir(mode=0o700, exist_ok=True)
+            require_certificate(folder, now=datetime.now(UTC), say=say)
+            _Server(folder, config, say).run()
+    except OSError as error:  # before there is anything to be kept going
+        if error.errno not in NO_ROOM:
+            raise
+        raise ConfigError(f"{folder.path}: the disk is full; make some room, then start again") from None
 
 
 def is_served(folder: FederationFolder) -> bool:
@@ -90,10 +97,46 @@ def certificate_lifetime(folder: FederationFolder, *, now: datetime) -> timedelt
         ) from None
 
 
+class _Step:
+    """Something that is done at every tick; after Flower's failure, less and less often.
+
+    A full disk is told once and tried again at the next tick, for nothing of it depends on anybody else.
+    """
+
+    def __init__(self, act: Callable[[], None], say: Say) -> None:
+        self._act = act
+        self._say = say
+        self._retry_at = float("-inf")
+        self._retry_s = FIRST_RETRY_S
+        self._told: str | None = None
+
+    def tick(self) -> bool:
+        """Do it, unless it is too early; returns whether it was done."""
+        if time.monotonic() < self._retry_at:
+            return False
+        try:
+            self._act()
+        except SuperLinkError as error:
+            self._say(f"{error}; trying again in {self._retry_s:.0f} s")
+            self._retry_at = time.monotonic() + self._retry_s
+            self._retry_s = min(2 * self._retry_s, LONGEST_RETRY_S)
+            return False
+        except OSError as error:
+            if str(error) != self._told:
+                self._say(f"{_disk_trouble(error)}; trying again until it passes")
+            self._told = str(error)
+            return False
+        if self._told is not None:
+            self._say("the coordinator's files can be written again")
+        self._told, self._retry_s = None, FIRST_RETRY_S
+        return True
+
+
 class _Server:
     def __init__(self, folder: FederationFolder, config: FederationConfig, say: Say) -> None:
         self._folder = folder
         self._config = config
+        say = _whatever_becomes_of_it(say)
         self._say = say
         self._link = SuperLink(
             folder.superlink, port=config.superlink_port, runs=folder.runs, meanwhile=self._watch_programs
@@ -106,8 +149,8 @@ class _Server:
         self._ended = False
         self._listening_superlink: int | None = None
         self._ready = False
-        self._retry_at = float("-inf")
-        self._retry_s = FIRST_RETRY_S
+        # A key that Flower refuses must not keep the runs waiting, so each has its own failures.
+        self._steps = (_Step(self._registrations.tick, say), _Step(self._keeper.tick, say))
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
@@ -115,7 +158,7 @@ class _Server:
         try:
             self._end_leftovers()
             self._require_ports()
-            self._link.prepare(now=datetime.now(UTC))
+            self._prepare()
             while True:
                 self._watch_programs()
                 self._keep()
@@ -156,23 +199,24 @@ class _Server:
         ):
             _require_port(host, port, setting, self._folder.config)
 
+    def _prepare(self) -> None:
+        step = _Step(lambda: self._link.prepare(now=datetime.now(UTC)), self._say)
+        while not step.tick():
+            self._wait()
+            if self._ended:
+                raise _Ended
+
     def _watch_programs(self) -> None:
         if self._ended:
             raise _Ended
         self._supervisor.tick()
 
     def _keep(self) -> None:
-        if time.monotonic() < self._retry_at or not self._superlink_listens():
+        if not self._superlink_listens():
             return
         self._say_ready()
-        try:
-            self._registrations.tick()
-            self._keeper.tick()
-            self._retry_s = FIRST_RETRY_S
-        except SuperLinkError as error:
-            self._say(f"{error}; trying again in {self._retry_s:.0f} s")
-            self._retry_at = time.monotonic() + self._retry_s
-            self._retry_s = min(2 * self._retry_s, LONGEST_RETRY_S)
+        for step in self._steps:
+            step.tick()
 
     def _superlink_listens(self) -> bool:
         """Whether this SuperLink has begun to listen; asked of each one until it has."""
@@ -191,6 +235,22 @@ class _Server:
         end = time.monotonic() + TICK_S
         while time.monotonic() < end and not self._ended:
             time.sleep(0.1)
+
+
+def _whatever_becomes_of_it(say: Say) -> Say:
+    """What is said may go to a file on a full disk, or to a terminal that is gone: that ends nothing."""
+
+    def said(line: str) -> None:
+        with suppress(OSError):
+            say(line)
+
+    return said
+
+
+def _disk_trouble(error: OSError) -> str:
+    if error.errno in NO_ROOM:
+        return "the coordinator's disk is full: make some room"
+    return f"the coordinator's files cannot be written or read ({error})"
 
 
 def _record_stop(run: RunFolder) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from server.federation_folder import FederationFolder
-from server.keeper import MAX_ATTEMPTS, START_PATIENCE_S, Keeper
+from server.keeper import MAX_ATTEMPTS, START_PATIENCE_S, Keeper, runs_in_order
 from server.locks import hold
 from server.registrations import Registrations
 from server.run_folder import Participants, RunFolder, create_run_folder, write_json
@@ -246,6 +246,98 @@ def test_run_that_was_stopped_and_then_died_has_a_record_all_the_same(coordinato
 # --- keys ------------------------------------------------------------------------------------------------------------
 
 
+def fill_the_disk(path: Path) -> None:
+    """Let the next writing of a file find no room."""
+    path.with_name(path.name + ".partial").symlink_to("/dev/full")
+
+
+def test_run_is_handed_over_once_even_if_the_disk_is_too_full_to_note_it(coordinator: Coordinator) -> None:
+    run = new_run(coordinator, "r")
+    for _ in range(3):
+        fill_the_disk(run.submission)
+        coordinator.tick()
+    assert not run.submission.exists()
+
+    coordinator.tick()
+
+    assert coordinator.flower.submitted == ["r"]
+    assert json.loads(run.submission.read_text())["run_id"] == "r-1"
+    assert [line for line in coordinator.said if "No space left on device" in line] == [
+        "run r: its files cannot be written (No space left on device); trying again until they can"
+    ]
+
+
+def test_server_app_that_began_before_its_run_could_be_noted_is_missed_when_it_dies(coordinator: Coordinator) -> None:
+    run = new_run(coordinator, "r")
+    fill_the_disk(run.submission)
+    coordinator.tick()
+    with coordinator.server_app(run):
+        assert run.submission.is_file()
+
+    coordinator.tick(after_s=10.0)
+
+    assert coordinator.flower.submitted == ["r", "r"]
+    assert coordinator.flower.stopped == [], "it was alive"
+
+
+def test_run_that_ended_before_it_could_be_noted_is_closed_all_the_same(coordinator: Coordinator) -> None:
+    run = new_run(coordinator, "r")
+    fill_the_disk(run.submission)
+    coordinator.tick()
+    end(run, "COMPLETE")
+
+    coordinator.tick()
+
+    assert coordinator.said[-1] == "run r: ended COMPLETE"
+    assert not run.submission.exists()
+
+
+def test_giving_up_is_tried_again_while_the_disk_is_full(coordinator: Coordinator) -> None:
+    run = new_run(coordinator, "r")
+    coordinator.tick()
+    for _ in range(MAX_ATTEMPTS - 1):
+        coordinator.tick(after_s=START_PATIENCE_S + 120)
+    fill_the_disk(run.trouble)
+    coordinator.tick(after_s=START_PATIENCE_S + 120)
+    assert not run.trouble.exists()
+
+    coordinator.tick()
+
+    assert "times without finishing round 1" in (run.read_trouble() or "")
+    assert len(coordinator.flower.submitted) == MAX_ATTEMPTS
+
+
+def test_stopped_run_whose_record_found_no_room_gets_it_later(coordinator: Coordinator) -> None:
+    run = new_run(coordinator, "r")
+    coordinator.tick()
+    run.write_wish("stop")
+    fill_the_disk(run.record)
+    coordinator.tick()
+    assert not run.record.exists()
+
+    coordinator.tick()
+
+    assert run.record.is_file()
+    assert coordinator.said[-1] == "run r: ended INVALID"
+
+
+def test_run_that_is_deleted_while_it_is_looked_at_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "participants.json").touch()
+    for name in ("gone", "s"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "s" / "participants.json").touch()
+
+    class Vanishing(type(tmp_path)):  # type: ignore[misc]
+        """A folder from which a run disappears after it was listed."""
+
+        def glob(self, pattern: str) -> Iterator[Path]:
+            yield self / "gone" / "participants.json"
+            yield from super().glob(pattern)
+
+    assert [run.name for run in runs_in_order(Vanishing(tmp_path))] == ["r", "s"]
+
+
 @dataclass
 class FakeSuperLink:
     """Behaves as the real one was measured to: a key that was ever known cannot be registered again."""
@@ -254,9 +346,12 @@ class FakeSuperLink:
     keys: dict[str, int] = field(default_factory=dict)
     registered: set[int] = field(default_factory=set)
     calls: list[str] = field(default_factory=list)
+    refused: set[str] = field(default_factory=set)
 
     def register(self, public_key: Path, *, name: str) -> int:
         self.calls.append(f"register {name}")
+        if name in self.refused:
+            raise SuperLinkError("`flwr supernode register` failed: no such curve")
         key = public_key.read_text()
         if key in self.keys:
             raise KeyInUseError("[code: 23] Public key already in use.")
@@ -359,3 +454,36 @@ def test_damaged_register_is_said_once_and_ends_nothing(keys: Keys) -> None:
     assert keys.link.calls == []
     assert len(keys.said) == 1
     assert "restore it from a copy" in keys.said[0]
+
+
+def test_site_whose_key_flower_refuses_keeps_no_other_waiting(keys: Keys) -> None:
+    seconds = 0.0
+    keys.link.refused = {"a"}
+    registrations = Registrations(keys.folder, keys.link, say=keys.said.append, clock=lambda: seconds)
+
+    for _ in range(100):
+        registrations.tick()
+        seconds += 1.0
+    keys.link.refused = set()
+    seconds += 600.0
+    registrations.tick()
+
+    assert keys.link.calls[:2] == ["register a", "register b"]
+    assert keys.link.calls.count("register a") == 6, "at 0, 5, 15, 35 and 75 s, and when it may come in"
+    assert len([line for line in keys.said if "no such curve; trying again, less and less often" in line]) == 1
+    assert keys.said[-1] == "a: registered with the SuperLink"
+
+
+def test_registrations_that_find_the_disk_full_are_not_made_again_but_written_later(keys: Keys) -> None:
+    registered = keys.folder.superlink / "registered.json"
+    registrations = Registrations(keys.folder, keys.link, say=keys.said.append)
+    partial = registered.with_name("registered.json.partial")
+    partial.mkdir()  # unlike the link to /dev/full, it stays for every try
+    with pytest.raises(OSError, match=r"registered\.json"):
+        registrations.tick()
+    partial.rmdir()
+
+    registrations.tick()
+
+    assert keys.link.calls == ["register a", "register b"]
+    assert [each["node"] for each in json.loads(registered.read_text())] == [1, 2]
