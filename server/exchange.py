@@ -20,6 +20,7 @@ from flwr.serverapp import Grid
 from common.bundle import read_refusal
 from common.flower_private import NodeInfo
 from common.messages import PING_TYPE, ping_records
+from server.flower_private import UnreadableReplyError
 from server.patient_grid import PatientGrid, Pull
 
 log = logging.getLogger(__name__)
@@ -223,7 +224,11 @@ class _Slot:
 
     def take(self, pull: Pull, on_reply: Callable[[str, RecordDict], None]) -> bool:
         """Take what a request that is done has brought; True if that is news."""
-        replies = pull.replies()
+        try:
+            replies = pull.replies()
+        except UnreadableReplyError as error:
+            self._fail(str(error))
+            return True
         if replies is None:
             self.ping_at = 0.0  # what the failed request had fetched is gone
             return False

@@ -15,7 +15,13 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from common.flower_private import NodeInfo, ObjectPushError
-from server.flower_private import end_turn, fetch_one_reply_at_a_time, has_turn
+from server.flower_private import (
+    UnreadableReplyError,
+    end_turn,
+    fetch_one_reply_at_a_time,
+    fetch_until,
+    has_turn,
+)
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +36,9 @@ _FAILURES = (httpx.HTTPStatusError, httpx.TransportError, ObjectPushError)
 class Pull:
     """One request for replies, on a thread of its own.
 
-    Flower waits inside the request while a site is still uploading its reply, and up to three minutes for a site that
-    died in the middle of it; meanwhile the loop looks after the other sites.
+    The request lasts while the site is still uploading its reply, or pretends to; if the site died, until the SuperLink
+    forgets the reply, three minutes after its last part came; and never longer than until it is closed. Meanwhile the
+    loop looks after the other sites.
 
     Args:
         grid: Flower's Grid.
@@ -46,20 +53,22 @@ class Pull:
         self._lock = threading.Lock()
         self._messages: list[Message] = []
         self._error: BaseException | None = None
-        self._is_done = self._is_closed = self._has_turn = False
+        self._is_done = self._has_turn = False
+        self._is_closed = threading.Event()
         # A daemon, so that an upload that nobody waits for any more does not keep the program from ending.
         threading.Thread(target=self._run, name="pull", daemon=True).start()
 
     def _run(self) -> None:
         messages: list[Message] = []
         error: BaseException | None = None
+        fetch_until(self._is_closed)
         try:
             messages = list(self._grid.pull_messages(list(self._message_ids)))
         except BaseException as caught:  # noqa: BLE001 - raised again in the thread that asks for the result
             error = caught
         with self._lock:
             self._is_done, self._has_turn = True, has_turn()
-            if self._is_closed:
+            if self._is_closed.is_set():
                 self._end_turn()
             else:
                 self._messages, self._error = messages, error
@@ -71,7 +80,11 @@ class Pull:
         return self._is_done
 
     def replies(self) -> dict[str, Message] | None:
-        """What came, by the message it replies to, each once; None if the SuperLink failed and one should ask again."""
+        """What came, by the message it replies to, each once; None if the SuperLink failed and one should ask again.
+
+        Raises:
+            UnreadableReplyError: If the site that was asked has sent what is no reply to what it was asked.
+        """
         messages, self._messages = self._messages, []
         if self._error is not None:
             if not _passes(self._error):
@@ -80,13 +93,16 @@ class Pull:
             return None
         replies: dict[str, Message] = {}
         for message in messages:
+            # What Flower checked stands beside the message; this is what the site has written into it.
+            if message.metadata.reply_to_message_id not in self._message_ids:
+                raise UnreadableReplyError("its reply is not one to what it was asked")
             replies.setdefault(message.metadata.reply_to_message_id, message)
         return replies
 
     def close(self) -> None:
         """Forget the request, and let the next reply into memory."""
         with self._lock:
-            self._is_closed = True
+            self._is_closed.set()
             self._messages = []
             if self._is_done:
                 self._end_turn()
