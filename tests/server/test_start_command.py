@@ -21,12 +21,16 @@ from tests.served_federation import Server, admit_new_site, end_all_of, processe
 from tests.tiny_hospitals import study_text
 
 PROGRAMS = {"superlink": "flower-superlink", "superexec": "flower-superexec", "gateway": "server.gateway"}
+FOUND_NO_ROOM = ("cli/config.toml", "children.json", "registered.json")
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that has registered two sites. Tests leave it running."""
+    """A server that has registered two sites, and whose disk was full at first. Tests leave it running."""
     folder = write_federation(tmp_path_factory.mktemp("served") / "federation", ["a", "b"])
+    (folder.superlink / "cli").mkdir()
+    for file in FOUND_NO_ROOM:
+        (folder.superlink / f"{file}.partial").symlink_to("/dev/full")
     server = Server(folder).start()
     try:
         server.wait_for("ready")
@@ -59,6 +63,15 @@ def test_its_programs_run_and_both_ports_are_open(server: Server) -> None:
     for port in (config.port, config.superlink_port):
         with socket.create_connection(("127.0.0.1", port), timeout=10):
             pass
+
+
+def test_disk_that_was_full_at_first_was_told_of_and_cost_nothing(server: Server) -> None:
+    told = [line for line in server.lines if "disk is full" in line or "cannot be written" in line]
+
+    assert any("the coordinator's disk is full: make some room; trying again" in line for line in told)
+    assert any("children.json: cannot be written (No space left on device)" in line for line in told)
+    assert not any("started again" in line or "starting it again" in line for line in told)
+    assert all((server.folder.superlink / file).is_file() for file in FOUND_NO_ROOM)
 
 
 def test_output_of_each_program_is_in_a_log_of_its_own(server: Server) -> None:
