@@ -18,13 +18,13 @@ _ACCEPTED = "accepted"
 def require_consent(config: SiteConfig, study: Study) -> None:
     """Check that a site that belongs to a federation has agreed to a study.
 
-    It agrees by the study's digest in its configuration, in full or its first 16 digits or more, or by a file that
-    `gliorn-client accept` wrote. A site without a server takes part in nothing but what its own machine runs.
+    It agrees by the study's whole digest in its configuration, or by a file that `gliorn-client accept` wrote. A site
+    without a server takes part in nothing but what its own machine runs.
 
     Raises:
         ConsentError: If it has not.
     """
-    if config.server is None or any(study.digest.startswith(digest) for digest in config.studies):
+    if config.server is None or study.digest in config.studies:
         return
     found = _fault_of_acceptance(config.server, study)
     if found is not None:

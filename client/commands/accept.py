@@ -5,7 +5,7 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 
-from client.config import read_site_config
+from client.config import DIGEST, read_site_config
 from client.consent import keep_consent, plain_text
 from client.coordinator import say_hello
 from client.kit import kit_of
@@ -14,7 +14,6 @@ from common.hello import HelloReply
 from common.study import Study, parse_study
 
 TYPED_DIGITS = 8
-SHORTEST_DIGEST = 16
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -27,7 +26,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     )
     parser.add_argument("--site", type=Path, required=True, metavar="FILE", help="this hospital's site.yaml")
     parser.add_argument("--study", type=Path, metavar="FILE", help="study.yaml; else the coordinator is asked")
-    parser.add_argument("--digest", metavar="D", help="the study's digest, or at least its first 16 digits")
+    parser.add_argument("--digest", metavar="D", help="the study's digest, all 64 digits")
     parser.add_argument("--yes", action="store_true", help="do not ask, for a script; needs --digest")
     parser.set_defaults(command=_accept)
 
@@ -59,8 +58,11 @@ def _digest(given: str | None, *, yes: bool) -> str | None:
         if yes:
             raise ConfigError("--yes needs --digest, so that a script agrees to the study that a person has read")
         return None
-    if not re.fullmatch(rf"[0-9a-f]{{{SHORTEST_DIGEST},64}}", given.lower()):
-        raise ConfigError(f"--digest {given!r}: expected {SHORTEST_DIGEST} to 64 hexadecimal digits")
+    if not re.fullmatch(DIGEST, given.lower()):
+        raise ConfigError(
+            f"--digest {given!r}: has {len(given)} characters, expected the whole digest of the study, 64 hexadecimal "
+            "digits: two studies with one beginning can be made"
+        )
     return given.lower()
 
 
@@ -96,7 +98,7 @@ def _offered(reply: HelloReply) -> list[Study]:
 
 def _chosen(studies: list[Study], digest: str | None, *, origin: str) -> Study:
     """The one study that is meant."""
-    found = [study for study in studies if digest is None or study.digest.startswith(digest)]
+    found = [study for study in studies if digest is None or study.digest == digest]
     if len(found) == 1:
         return found[0]
     listed = "".join(f"\n  - {study.name}: {study.digest}" for study in studies) or " none"

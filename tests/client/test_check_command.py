@@ -145,7 +145,7 @@ def test_a_site_that_is_ready_passes_every_part_and_is_told_the_next_step(
 def test_json_holds_every_finding_and_what_the_coordinator_would_be_told(
     site: EnrolledSite, check: Callable[..., Ended], quick_trial: list[str]
 ) -> None:
-    site.write(studies=[DIGEST[:16]])
+    site.write(studies=[DIGEST])
 
     ended = check()
 

@@ -17,7 +17,7 @@ from client.cli import main
 from client.config import ServerSpec, SiteConfig, parse_site_config, read_site_config
 from client.consent import has_consented, keep_consent, plain_text, require_consent
 from client.kit import Kit, kit_of
-from common.errors import ConsentError
+from common.errors import ConfigError, ConsentError
 from common.flower_private import new_context, take_server_identity
 from common.hello import StudyOffer
 from common.messages import read_manifest, task_records
@@ -90,9 +90,16 @@ def test_kit_without_a_key_shows_no_consent(hospital: Path) -> None:
         require_consent(config, STUDY)
 
 
-@pytest.mark.parametrize("digits", [16, 40, 64])
-def test_digest_in_the_site_s_configuration_is_consent_to_that_study_alone(hospital: Path, digits: int) -> None:
-    config = read_site_config(write_site(hospital.parent, "a.org:1", f"['{STUDY.digest[:digits]}']"))
+@pytest.mark.parametrize("digest", [STUDY.digest[:16], STUDY.digest[:63], STUDY.digest.upper(), STUDY.digest + "0"])
+def test_anything_but_a_whole_digest_in_the_configuration_is_refused(hospital: Path, digest: str) -> None:
+    path = write_site(hospital.parent, "a.org:1", f"['{digest}']")
+
+    with pytest.raises(ConfigError, match=rf"{len(digest)} characters\), expected the whole digest of a study, 64 of"):
+        read_site_config(path)
+
+
+def test_digest_in_the_site_s_configuration_is_consent_to_that_study_alone(hospital: Path) -> None:
+    config = read_site_config(write_site(hospital.parent, "a.org:1", f"['{STUDY.digest}']"))
 
     assert has_consented(config, STUDY)
     assert not has_consented(config, OTHER)
@@ -222,7 +229,7 @@ def test_person_who_types_anything_else_does_not(
 def test_script_agrees_to_a_digest_that_it_names(hospital: Path, study_file: Path) -> None:
     arguments = ["accept", "--site", str(hospital), "--study", str(study_file), "--yes"]
 
-    assert main([*arguments, "--digest", STUDY.digest[:16].upper()]) == 0
+    assert main([*arguments, "--digest", STUDY.digest.upper()]) == 0
     assert has_consented(read_site_config(hospital), STUDY)
 
 
@@ -230,8 +237,8 @@ def test_script_agrees_to_a_digest_that_it_names(hospital: Path, study_file: Pat
     ("options", "words"),
     [
         (["--yes"], "--yes needs --digest"),
-        (["--yes", "--digest", STUDY.digest[:8]], "expected 16 to 64 hexadecimal digits"),
-        (["--yes", "--digest", "0" * 16], "expected the study 0000000000000000, found:"),
+        (["--yes", "--digest", STUDY.digest[:16]], "has 16 characters, expected the whole digest of the study, 64"),
+        (["--yes", "--digest", "0" * 64], "expected the study 0000000000000000"),
         (["--study", "nowhere.yaml"], "--study nowhere.yaml: cannot be read"),
     ],
 )
