@@ -32,6 +32,9 @@ NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 
 _MAX_JSON_BYTES = 16 * 1024
 _SEAL_BYTES = 32
+_LONGEST_WRAPPED = 200
+"""Mail programs wrap at 72 to 80 characters; a longer line was not wrapped, so that what follows it is something else.
+"""
 _ModelT = TypeVar("_ModelT", bound=Settings)
 
 
@@ -218,6 +221,32 @@ def proven_key(request: Request) -> ec.EllipticCurvePublicKey:
 def openssh_text(key: ec.EllipticCurvePublicKey) -> str:
     """A public key as one line of OpenSSH text, without a comment."""
     return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode("ascii")
+
+
+def texts_in(text: str, prefix: str) -> list[str]:
+    """The invites or requests in a text such as a mail, each as one line, however the mail program wrapped them.
+
+    Each begins at a line with the prefix, of whatever version, behind blanks and marks of quotation, and goes on over
+    the lines below that hold nothing but its characters.
+
+    Args:
+        text: Any text.
+        prefix: INVITE_PREFIX or REQUEST_PREFIX.
+    """
+    family = prefix.rpartition("-")[0]
+    found: list[str] = []
+    goes_on = False
+    for line in text.splitlines():
+        plain = line.lstrip("> \t").rstrip()
+        if plain.startswith(family):
+            found.append("".join(plain.split()))
+        elif goes_on and re.fullmatch(r"[A-Za-z0-9_-]+", plain):
+            found[-1] += plain
+        else:
+            goes_on = False
+            continue
+        goes_on = len(plain) <= _LONGEST_WRAPPED
+    return found
 
 
 def _proven(*values: str) -> bytes:

@@ -59,7 +59,9 @@ def admit(folder: FederationFolder, text: str, *, now: datetime) -> AdmittedSite
 
 
 def revoke(folder: FederationFolder, sites: list[str], *, now: datetime) -> list[AdmittedSite]:
-    """Let the keys of sites count no more; the gateway turns them away from their next request on.
+    """Let the keys of sites count no more, nor invites by which they could replace them.
+
+    The gateway turns the sites away from their next request on.
 
     Raises:
         ConfigError: If one is not admitted; none is revoked then.
@@ -74,10 +76,19 @@ def revoke(folder: FederationFolder, sites: list[str], *, now: datetime) -> list
                 f"{', '.join(sorted(current)) or 'none'}; see `gliorn-server sites`"
             )
         at = now.isoformat(timespec="seconds")
+        # The invites first: after a crash in between, the site is still admitted and is revoked again.
+        records = read_invites(folder)
+        if any(record.state == "open" and record.site in sites for record in records):
+            write_invites(folder, [_without(record, sites, now=now) for record in records])
         for site in sites:
             register = _with_revoked(register, site, at=at)
         folder.write_register(register)
         return [replace(current[site], revoked_at=at) for site in dict.fromkeys(sites)]
+
+
+def _without(record: InviteRecord, sites: list[str], *, now: datetime) -> InviteRecord:
+    """An invite that counts no more if it is for one of these sites."""
+    return record.settled("revoked", now=now) if record.state == "open" and record.site in sites else record
 
 
 def _require_usable(
@@ -92,6 +103,11 @@ def _require_usable(
         raise ConfigError(
             f"the invite for {record.site} was used already, at {record.settled_at}; if that was not by the site, "
             f"revoke it with `gliorn-server sites revoke {record.site}` and invite anew"
+        )
+    if record.state == "revoked":
+        raise ConfigError(
+            f"the invite counts no more since {record.site} was revoked at {record.settled_at}; if the site may come "
+            f"back, invite {record.site} anew"
         )
     if record.state == "replaced" or record.token is None:
         raise ConfigError(

@@ -19,6 +19,8 @@ from server.federation_folder import FederationFolder, admitted
 from server.private_files import write_private
 from server.provisioning import CertificateAuthority
 
+InviteState = Literal["open", "used", "replaced", "revoked"]
+
 
 @dataclass(frozen=True)
 class InviteRecord:
@@ -29,8 +31,8 @@ class InviteRecord:
         expires_at: ISO 8601 with time zone, as the other times.
         replaces_key: Whether its admission revokes the key that the site has until then.
         authorities: SHA-256 of the certificates in it.
-        state: "open", "used" by an admission, or "replaced" by a newer invite for the same site.
-        settled_at: When it was used or replaced.
+        state: "open", "used" by an admission, "replaced" by a newer invite for the same site, or "revoked" with it.
+        settled_at: When it ceased to be open.
         request_digest: Of the request that was admitted.
     """
 
@@ -41,11 +43,11 @@ class InviteRecord:
     expires_at: str
     replaces_key: bool
     authorities: tuple[str, ...]
-    state: Literal["open", "used", "replaced"] = "open"
+    state: InviteState = "open"
     settled_at: str | None = None
     request_digest: str | None = None
 
-    def settled(self, state: Literal["used", "replaced"], *, now: datetime) -> "InviteRecord":
+    def settled(self, state: InviteState, *, now: datetime) -> "InviteRecord":
         """The record of an invite that nobody can use any more."""
         return replace(self, state=state, token=None, settled_at=now.isoformat(timespec="seconds"))
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from client.enroll import enroll
+from common.enrolment import INVITE_PREFIX, texts_in
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -16,7 +17,12 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         description="Make this site's key pair, which stays here, write what site.yaml needs, and print the request "
         "that the coordinator has to be sent. Connects to nothing.",
     )
-    parser.add_argument("--invite", required=True, metavar="INVITE", help="what the coordinator sent; - reads stdin")
+    parser.add_argument(
+        "--invite",
+        required=True,
+        metavar="INVITE",
+        help="what the coordinator sent; better -, which reads it from stdin: other users can see arguments",
+    )
     parser.add_argument(
         "--site",
         type=Path,
@@ -28,7 +34,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _enroll(arguments: argparse.Namespace) -> int:
-    text = sys.stdin.read() if arguments.invite == "-" else arguments.invite
+    text = _invite_in(sys.stdin.read()) if arguments.invite == "-" else arguments.invite
     done = enroll(text, arguments.site, now=datetime.now(UTC))
     invite = done.invite
     print(f"{invite.site}: invited to the federation {invite.federation} at {invite.address}")
@@ -42,3 +48,9 @@ def _enroll(arguments: argparse.Namespace) -> int:
     print(done.request)
     print(f"Next: fill in {arguments.site}, then gliorn-client check --site {arguments.site}")
     return 0
+
+
+def _invite_in(text: str) -> str:
+    """The one invite of a mail; the text itself where none or several begin in it, of which the reader complains."""
+    found = texts_in(text, INVITE_PREFIX)
+    return found[0] if len(set(found)) == 1 else text

@@ -4,7 +4,7 @@ import argparse
 import sys
 from datetime import UTC, datetime
 
-from common.enrolment import REQUEST_PREFIX
+from common.enrolment import REQUEST_PREFIX, texts_in
 from common.errors import ConfigError
 from server.admission import admit
 from server.commands.places import add_federation_argument, federation_folder
@@ -21,7 +21,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     )
     add_federation_argument(parser)
     parser.add_argument(
-        "requests", nargs="+", metavar="REQUEST", help="a line of `gliorn-client enroll`; - reads lines from stdin"
+        "requests",
+        nargs="+",
+        metavar="REQUEST",
+        help="a line of `gliorn-client enroll`; - reads them from stdin, as a mail program may have wrapped them",
     )
     parser.set_defaults(command=_admit)
 
@@ -49,12 +52,13 @@ def _admit(arguments: argparse.Namespace) -> int:
 def _texts(argument: str) -> list[str]:
     """The requests that an argument stands for."""
     if argument != "-":
-        return [argument]
-    lines = [line.strip() for line in sys.stdin]
-    found = [line for line in lines if line.startswith(REQUEST_PREFIX.rpartition("-")[0])]
+        found = texts_in(argument, REQUEST_PREFIX)
+        return found if len(found) > 1 else [argument]
+    text = sys.stdin.read()
+    found = texts_in(text, REQUEST_PREFIX)
     if not found:
         raise ConfigError(
-            f"stdin: no line of {len(lines)} begins with {REQUEST_PREFIX}; give requests as `gliorn-client enroll` "
-            "printed them, one a line"
+            f"stdin: no line of {len(text.splitlines())} begins with {REQUEST_PREFIX}; give requests as `gliorn-client "
+            "enroll` printed them, each from the beginning of a line"
         )
     return found

@@ -1,5 +1,6 @@
 """Enrolling: what is made, what is left alone, and that nothing is half-made."""
 
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -277,11 +278,21 @@ def test_command_prints_the_request_on_a_line_of_its_own_and_the_next_step(
     assert any(certificate_digest(CERTIFICATE) in line for line in lines)
 
 
+@pytest.mark.parametrize("mark", ["", "> "])
+def test_command_takes_an_invite_as_mail_wrapped_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mark: str
+) -> None:
+    wrapped = "\n".join(TEXT[start : start + 76] for start in range(0, len(TEXT), 76))
+    mail = "\n".join(mark + line for line in f"Dear colleague,\n\n{wrapped}\n\nRegards".split("\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO(mail))
+
+    assert main(["enroll", "--invite", "-", "--site", str(tmp_path / "site.yaml")]) == 0
+    assert "gliorn-request-1." in capsys.readouterr().out
+
+
 def test_command_reads_an_invite_from_stdin_and_refuses_a_damaged_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import io
-
     monkeypatch.setattr("sys.stdin", io.StringIO(TEXT[:-5] + "\n"))
 
     status = main(["enroll", "--invite", "-", "--site", str(tmp_path / "site.yaml")])

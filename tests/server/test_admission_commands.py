@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import textwrap
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -98,6 +99,41 @@ def test_requests_are_read_from_stdin_among_other_lines(
 
     assert type_admit(folder, "-") == 0
     assert list(admitted(folder.read_register())) == ["a", "b"]
+
+
+@pytest.mark.parametrize("mark", ["", "> ", "  "])
+@pytest.mark.parametrize("source", ["-", "argument"])
+def test_requests_are_taken_as_mail_wrapped_them(
+    folder: FederationFolder, invites: Invites, monkeypatch: pytest.MonkeyPatch, source: str, mark: str
+) -> None:
+    wrapped = [textwrap.fill(a_request(invite), 76, break_on_hyphens=False) for invite in invites("a", "b")]
+    text = textwrap.indent("\n".join(wrapped) + "\n\nRegards\n", mark)
+    if source == "-":
+        monkeypatch.setattr("sys.stdin", io.StringIO("Dear colleague\n" + text))
+
+    assert type_admit(folder, "-" if source == "-" else text) == 0
+    assert list(admitted(folder.read_register())) == ["a", "b"]
+
+
+def test_line_below_a_request_that_was_not_wrapped_is_none_of_it(
+    folder: FederationFolder, invites: Invites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(a_request(invites("a")[0]) + "\nRegards\n"))
+
+    assert type_admit(folder, "-") == 0
+
+
+def test_open_invite_of_a_revoked_site_counts_no_more(
+    folder: FederationFolder, invites: Invites, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert type_admit(folder, a_request(invites("a")[0])) == 0
+    [invite] = invites("--replace-key", "a")
+    assert main(["sites", "--federation", str(folder.path), "revoke", "a"]) == 0
+
+    said = refused(folder, a_request(invite), capsys)
+
+    assert "the invite counts no more since a was revoked at" in said
+    assert type_admit(folder, a_request(invites("a")[0])) == 0
 
 
 def test_stdin_without_a_request_is_refused(
