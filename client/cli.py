@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
@@ -56,10 +57,23 @@ def _carried_out(arguments: argparse.Namespace) -> int:
     try:
         status = int(arguments.command(arguments))
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the output, such as `head`, has enough of it
+    except BrokenPipeError:
+        if arguments.command is join or not _reader_has_left():
+            raise  # nobody asked for this end, so that a service is started again
+        # Whoever read the output, such as `head`, has enough of it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return status
+
+
+def _reader_has_left() -> bool:
+    """Whether stdout is a pipe that nobody reads any more; a broken pipe may be another's, such as a connection's."""
+    output = select.poll()
+    try:
+        output.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError):
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0))
 
 
 def command_line() -> argparse.ArgumentParser:

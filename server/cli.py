@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
@@ -24,6 +25,9 @@ COMMANDS = (
 )
 """Modules of `server.commands`."""
 
+LONG_LIVED = ("start",)
+"""Commands that a service runs; they end when they are asked to, not when nobody reads their output any more."""
+
 DONE, OUR_FAULT, OPERATORS_FAULT = 0, 1, 2
 
 
@@ -39,12 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     arguments = command_line(argv[0] if argv and argv[0] in COMMANDS else None).parse_args(argv)
     try:
-        status = int(arguments.command(arguments))
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:  # whoever read the output, such as `head`, has enough of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+        return _carried_out(arguments)
     except GliornError as error:
         print(f"gliorn-server {arguments.verb}: {error}", file=sys.stderr)
         return OPERATORS_FAULT
@@ -61,6 +60,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"gliorn-server {arguments.verb}: stopped", file=sys.stderr)
         return OPERATORS_FAULT
+
+
+def _carried_out(arguments: argparse.Namespace) -> int:
+    try:
+        status = int(arguments.command(arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if arguments.verb in LONG_LIVED or not _reader_has_left():
+            raise  # nobody asked for this end, so that a service is started again
+        # Whoever read the output, such as `head`, has enough of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    return status
+
+
+def _reader_has_left() -> bool:
+    """Whether stdout is a pipe that nobody reads any more; a broken pipe may be another's, such as a connection's."""
+    output = select.poll()
+    try:
+        output.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError):
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0))
 
 
 def command_line(only: str | None = None) -> argparse.ArgumentParser:

@@ -3,6 +3,8 @@
 import os
 import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,3 +135,49 @@ def test_all_of_the_cache_is_its_owners_alone_whatever_the_umask(site: Path, stu
     home = config.cache / "flower"
     assert [stat.S_IMODE(path.stat().st_mode) for path in (config.cache, home)] == [0o700, 0o700]
     assert stat.S_IMODE((home / "node.toml").stat().st_mode) == 0o600
+
+
+JOINS = """
+import sys
+from client import cli
+from client.commands import accept
+def says(arguments):
+    print("a line " * 20000, flush=True)
+    return 0
+def fails(arguments):
+    raise BrokenPipeError(32, "the coordinator hung up")
+if sys.argv[1] == "join":
+    cli.join = says
+    sys.exit(cli.main([]))
+accept._accept = says if sys.argv[1] == "accept" else fails
+sys.exit(cli.main(["accept", "--site", "site.yaml"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "reads", "status"),
+    [
+        pytest.param("accept", False, 0, id="short command whose reader has enough"),
+        pytest.param("join", False, 1, id="site whose log's reader died"),
+        pytest.param("connection", True, 1, id="pipe that is not stdout"),
+    ],
+)
+def test_broken_pipe_is_a_good_end_for_a_short_command_s_output_alone(what: str, reads: bool, status: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", JOINS, what],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    if not reads:
+        process.stdout.close()
+    said = process.stderr.read()
+    ended = process.wait()
+    process.stderr.close()
+    if reads:
+        process.stdout.close()
+
+    assert (ended != 0) == (status != 0)
+    assert (b"BrokenPipeError" in said) == (status != 0)

@@ -1,6 +1,8 @@
 """`gliorn-server`: what it prints, what it leaves, and how it ends."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -168,3 +170,47 @@ def test_a_fault_names_the_command_that_met_it(tmp_path: Path, capsys: pytest.Ca
     assert main(["run", "study.yaml", "--name", "first", "--federation", str(tmp_path)]) == 2
 
     assert capsys.readouterr().err.startswith(f"gliorn-server run: {tmp_path}: no readable federation.yaml in it")
+
+
+ENDS = """
+import sys
+from types import SimpleNamespace
+from server import cli
+def says(arguments):
+    print("a line " * 20000, flush=True)
+    return 0
+def fails(arguments):
+    raise BrokenPipeError(32, "the other side hung up")
+verb, act = {"start": ("start", says), "sites": ("sites", says), "connection": ("sites", fails)}[sys.argv[1]]
+cli.command_line = lambda only: SimpleNamespace(parse_args=lambda argv: SimpleNamespace(verb=verb, command=act))
+sys.exit(cli.main([verb]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "reads", "is_fault"),
+    [
+        pytest.param("sites", False, False, id="short command whose reader has enough"),
+        pytest.param("start", False, True, id="coordinator whose log's reader died"),
+        pytest.param("connection", True, True, id="pipe that is not stdout"),
+    ],
+)
+def test_broken_pipe_is_a_good_end_for_a_short_command_s_output_alone(what: str, reads: bool, is_fault: bool) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDS, what],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    if not reads:
+        process.stdout.close()
+    said = process.stderr.read()
+    ended = process.wait()
+    process.stderr.close()
+    if reads:
+        process.stdout.close()
+
+    assert (ended != 0) == is_fault
+    assert (b"BrokenPipeError" in said) == is_fault
