@@ -25,7 +25,7 @@ from client.journal import JOURNAL_VARIABLE, Kind, append
 from client.kit import SITE_CONFIG_KEY
 from client.site import Site
 from client.time_limit import time_limit
-from common.errors import ConfigError, ConsentError, DataError, DisclosureError, GliornError
+from common.errors import ConfigError, ConsentError, DataError, DisclosureError, DiskFullError, GliornError
 from common.messages import (
     ping_records,
     read_describe_task,
@@ -49,6 +49,8 @@ _ADVICE = {
     ConsentError.code: "; `gliorn-client accept` at this site shows the study and agrees to it",
 }
 """What a person at the site can do, by the code of the error."""
+
+_DISK_FULL = "; the disk that holds the folder `cache` of site.yaml is full: make room there"
 
 Task = DescribeTask | TrainTask | EvaluateTask
 TaskT = TypeVar("TaskT", DescribeTask, TrainTask, EvaluateTask)
@@ -115,6 +117,7 @@ def _answer(
     """
     started = time.monotonic()
     task: TaskT | None = None
+    disk_is_full = False
     try:
         with time_limit(
             message.metadata.ttl
@@ -126,24 +129,35 @@ def _answer(
             return Message(content, reply_to=message)
     except GliornError as error:
         failure = Failure(error.code)
-        log.error("%s failed (%s)%s", message.metadata.message_type, error.code, _ADVICE.get(error.code, ""))
+        disk_is_full = isinstance(error, DiskFullError)
+        advice = _DISK_FULL if disk_is_full else _ADVICE.get(error.code, "")
+        log.error("%s failed (%s)%s", message.metadata.message_type, error.code, advice)
     except Exception as error:  # noqa: BLE001 - the border of the hospital: no exception's text may pass it
         failure = Failure("internal")
         log.error("%s failed: %s", message.metadata.message_type, _place_of(error))
     content = reply_records(failure)
     try:
-        _record(kind, task, failure, content, started=started)
+        _record(kind, task, failure, content, started=started, disk_is_full=disk_is_full)
     except OSError as error:  # a code alone leaves without it, so that the coordinator learns of a full disk
         log.error("the journal cannot be written: %s", _place_of(error))
     return Message(content, reply_to=message)
 
 
-def _record(kind: Kind, task: Task | None, reply: Reply, content: RecordDict, *, started: float) -> None:
+def _record(
+    kind: Kind,
+    task: Task | None,
+    reply: Reply,
+    content: RecordDict,
+    *,
+    started: float,
+    disk_is_full: bool = False,
+) -> None:
     """Write to the journal, where there is one, what is about to leave."""
     path = os.environ.get(JOURNAL_VARIABLE)
     if path:
         entry = entry_of(kind, task, reply, sizes_of_records(content))
-        append(Path(path), replace(entry, seconds=round(time.monotonic() - started, 1)))
+        facts = {**entry.facts, "disk": "full"} if disk_is_full else entry.facts
+        append(Path(path), replace(entry, facts=facts, seconds=round(time.monotonic() - started, 1)))
 
 
 def _place_of(error: Exception) -> str:

@@ -1,11 +1,12 @@
 """Files and folders that only their owner can read, and that are never seen half-written."""
 
+import errno
 import logging
 import os
 import tempfile
 from pathlib import Path
 
-from common.errors import ConfigError
+from common.errors import ConfigError, DiskFullError
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ def make_private_folder(folder: Path) -> None:
         for each in (*reversed(missing), folder):  # mkdir's own `parents` would take the mode for the last one alone
             each.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise ConfigError(
+        raise _kind_of(error)(
             f"{folder}: cannot be made ({error.strerror or error}); grant write access or name another folder"
         ) from None
 
@@ -54,6 +55,10 @@ def write_atomically(path: Path, data: bytes, *, replace: bool = True) -> None:
         finally:
             Path(name).unlink(missing_ok=True)
     except OSError as error:
-        raise ConfigError(
+        raise _kind_of(error)(
             f"{path.parent}: cannot be written ({error.strerror or error}); free space or grant write access"
         ) from None
+
+
+def _kind_of(error: OSError) -> type[ConfigError]:
+    return DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else ConfigError

@@ -42,6 +42,10 @@ def answer_in_words(entry: Entry, *, sent: str) -> str:
             )
         case _ if entry.failure is not None:
             advice = _ADVICE.get(entry.failure, "flower.log beside the site's key shows more")
+            if entry.facts.get("disk") == "full":
+                advice = (
+                    "the disk that holds the folder `cache` of site.yaml is full; the next task works once it has room"
+                )
             return f"{_place(entry)}could not {_VERBS[entry.kind]} ({entry.failure}): {advice}"
         case "train":
             facts = entry.facts

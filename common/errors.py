@@ -24,6 +24,10 @@ class ConfigError(GliornError):
     code = "config"
 
 
+class DiskFullError(ConfigError):
+    """A file found no room. To the coordinator it is what every other fault of a site's set-up is."""
+
+
 class DataError(GliornError):
     """A hospital's data cannot be used as they are: an image that is missing, unreadable or not what the table says."""
 

@@ -16,6 +16,7 @@ from common.messages import task_records
 from common.model import build_model, get_state
 from common.study import parse_study
 from common.tasks import DescribeTask, EvaluateTask, TrainTask
+from tests.full_disk import fill_the_disk
 from tests.tiny_hospitals import study_text, write_tiny_hospital
 
 STUDY = parse_study(study_text(), origin="study")
@@ -85,6 +86,28 @@ def test_answer_that_cannot_be_written_down_does_not_leave(tmp_path: Path, monke
     answer = ask(DescribeTask(STUDY), "query.describe", site)
 
     assert answer.content.config_records["reply"]["failure"] == "internal"
+
+
+def test_cache_on_a_full_disk_costs_the_task_and_says_so_until_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    site, journal = write_tiny_hospital(tmp_path, "a"), tmp_path / "journal.jsonl"
+    monkeypatch.setenv(JOURNAL_VARIABLE, str(journal))
+    reader = JournalReader(journal)
+    with monkeypatch.context() as full:
+        fill_the_disk(full)
+        missed = ask(DescribeTask(STUDY), "query.describe", site)
+
+    answered = ask(DescribeTask(STUDY), "query.describe", site)
+
+    assert dict(missed.content.config_records["reply"])["failure"] == "config"
+    assert "failure" not in answered.content.config_records["reply"]
+    assert "failed (config); the disk that holds the folder `cache` of site.yaml is full" in caplog.text
+    failed, _ = reader.new_entries()
+    assert "could not describe itself (config): the disk that holds the folder `cache`" in answer_in_words(
+        failed, sent=""
+    )
+    assert str(tmp_path) not in journal.read_text() + caplog.text
 
 
 def test_journal_is_its_owners_alone_and_does_not_grow_for_ever(tmp_path: Path) -> None:
