@@ -41,6 +41,7 @@ from server.gateway.limits import (
     NoMemoryError,
     Places,
     TokenBuckets,
+    Uploads,
     read_body,
 )
 
@@ -57,6 +58,8 @@ _DRAINED, _DRAIN_TIMEOUT_S = 64 * 2**10, 10.0
 
 _AFTER_DELIVERY = {PULL_OBJECT, CONFIRM, PUSH_MESSAGES, FLEET + "get-run", FLEET + "get-fab"}
 """Calls that show that the site has received the message it was handed."""
+
+_UPLOADS = {PUSH_MESSAGES, PUSH_OBJECT}
 
 _PASSED_ON = {ACTIVATE: {200, 400, 401, 403, 412}, HEARTBEAT: {200, 401}}
 _PASSED_ON_ELSE = {200, 401, 403}
@@ -109,6 +112,7 @@ class Gateway:
         self._certificate, self._superlink, self._clocks = certificate, superlink, clocks
         self._places = Places(MAX_CONNECTIONS, MAX_CALLS_PER_SITE)
         self._memory = Memory()
+        self._uploads = Uploads()
         self._superlink_answers = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -234,7 +238,13 @@ class Gateway:
             return Response(lost, media_type=flower_private.MEDIA_TYPE)
         if path in _AFTER_DELIVERY:
             self._deliveries.taken(site)
+        num_bytes = len(body) if path in _UPLOADS else 0
+        if not self._uploads.take(site.name, num_bytes):
+            self._log.refused(f"{_name(path)}: more than one reply may have", address=address, site=site.name)
+            return _dropped()
         answer = await self._ask_superlink(path, body, headers)
+        if answer is None or answer.status_code != httpx.codes.OK:
+            self._uploads.give_back(site.name, num_bytes)
         if answer is None:
             return _later()
         if answer.status_code != httpx.codes.OK:
@@ -245,7 +255,8 @@ class Gateway:
             self._attendance.left(site.name)
         elif path == PULL_MESSAGES:
             try:
-                self._deliveries.add(site, answer.content)
+                if self._deliveries.add(site, answer.content):
+                    self._uploads.begin(site.name)
             except ProtocolError as error:
                 log.error("the SuperLink's answer to %s: %s; is it Flower 1.41?", _name(path), error)
                 return _later()

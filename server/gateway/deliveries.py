@@ -53,8 +53,8 @@ class Deliveries:
         self._of_site: dict[str, deque[Delivery]] = {}
         self._untaken: dict[str, _Untaken] = {}
 
-    def add(self, site: AdmittedSite, answer: bytes) -> None:
-        """Remember what a site is about to be handed.
+    def add(self, site: AdmittedSite, answer: bytes) -> bool:
+        """Remember what a site is about to be handed; False if that is no message.
 
         Args:
             site: Whose key asked.
@@ -65,7 +65,7 @@ class Deliveries:
         """
         delivery = read_delivery(answer)
         if delivery is None:
-            return
+            return False
         remembered = self._remembered(site.name)
         remembered.append(delivery)
         values = [(sorted(each.messages), sorted(each.objects)) for each in remembered]
@@ -74,6 +74,7 @@ class Deliveries:
         except OSError as error:  # it only matters if the gateway is restarted before the site has its objects
             log.warning("cannot keep what %s was handed: %s", site.name, error.strerror)
         self._untaken[site.fingerprint] = _Untaken(answer, tries=_TRIES)
+        return True
 
     def not_taken(self, site: AdmittedSite) -> bytes | None:
         """The answer that the site was handed last, if it asks for the next without having begun with it.

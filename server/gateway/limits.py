@@ -9,6 +9,7 @@ from starlette.types import Receive
 
 from common.errors import GliornError
 from common.hello import HELLO_PATH
+from server.flower_private import MAX_REPLY_BYTES
 
 _KIB, _MIB = 2**10, 2**20
 
@@ -149,6 +150,30 @@ class Memory:
             yield take
         finally:
             self.taken -= mine
+
+
+class Uploads:
+    """Bytes that each site has uploaded since it was last handed a message: no site fills the coordinator's disk."""
+
+    def __init__(self, most: int = MAX_REPLY_BYTES) -> None:
+        self._most = most
+        self._of_site: dict[str, int] = {}
+
+    def take(self, site: str, num_bytes: int) -> bool:
+        """Count bytes as uploaded; False if they are more than the site may upload."""
+        uploaded = self._of_site.get(site, 0) + num_bytes
+        if uploaded > self._most:
+            return False
+        self._of_site[site] = uploaded
+        return True
+
+    def give_back(self, site: str, num_bytes: int) -> None:
+        """Bytes were not stored after all. They may be those of an earlier message."""
+        self._of_site[site] = max(self._of_site.get(site, 0) - num_bytes, 0)
+
+    def begin(self, site: str) -> None:
+        """The site is handed a message."""
+        self._of_site.pop(site, None)
 
 
 class BodyTooLargeError(GliornError):
