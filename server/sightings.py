@@ -24,6 +24,7 @@ class Sighting:
         upload_mbit: Megabits per second of its last upload of at least 64 KiB; None before one.
         version: gliorn at the site, from its last hello; None before one.
         authorities: SHA-256 of the authorities that the site trusts, from its last hello.
+        networks: Addresses that it called from (in IPv6 their /64), the latest first.
     """
 
     last_seen: str
@@ -32,6 +33,7 @@ class Sighting:
     upload_mbit: float | None = None
     version: Annotated[str, Field(pattern=VERSION)] | None = None
     authorities: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
 
 
 _SIGHTINGS = TypeAdapter(dict[str, Sighting])

@@ -29,6 +29,8 @@ from server.gateway.hello import Reception
 from server.gateway.limits import (
     CALLS_BURST,
     CALLS_PER_S,
+    HELLOS_BURST,
+    HELLOS_PER_S,
     KEEP_ALIVE_S,
     MAX_CALLS,
     MAX_HEADER,
@@ -58,9 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = FederationFolder(arguments.federation)
     try:
         config = folder.read_config()
-        gateway, certificate = _gateway(folder, superlink_port=arguments.superlink_port or config.superlink_port)
+        access_log = AccessLog(time.monotonic)
+        attendance = Attendance(folder.sightings, access_log, clock=time.monotonic, now=_now)
+        superlink_port = arguments.superlink_port or config.superlink_port
+        gateway, certificate = _gateway(folder, access_log, attendance, superlink_port=superlink_port)
         address = config.listen if arguments.listen is None else arguments.listen
-        listener = listen(address, config.port if arguments.port is None else arguments.port)
+        listener = listen(address, config.port if arguments.port is None else arguments.port, known=attendance.knows)
     except ConfigError as error:
         log.error("%s", error)
         return 2
@@ -79,18 +84,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _gateway(folder: FederationFolder, *, superlink_port: int) -> tuple[Gateway, GatewayCertificate]:
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _gateway(
+    folder: FederationFolder, access_log: AccessLog, attendance: Attendance, *, superlink_port: int
+) -> tuple[Gateway, GatewayCertificate]:
     config = folder.read_config()
     certificate = GatewayCertificate(folder.certificate, folder.certificate_key)
     folder.logs.mkdir(mode=0o700, exist_ok=True)
-    clocks = Clocks(now=lambda: datetime.now(UTC), elapsed_s=time.monotonic)
-    access_log = AccessLog(clocks.elapsed_s)
+    clocks = Clocks(now=_now, elapsed_s=time.monotonic)
     gateway = Gateway(
         admission=Admission(Register(folder), TokenBuckets(STRANGERS_PER_S, STRANGERS_BURST, clocks.elapsed_s).take),
-        attendance=Attendance(folder.sightings, access_log, clock=clocks.elapsed_s, now=clocks.now),
+        attendance=attendance,
         deliveries=Deliveries(folder.gateway / "deliveries"),
         reception=Reception(folder, config, version=version("gliorn"), bundle_digest=bundle_digest(installed_bundle())),
         calls=TokenBuckets(CALLS_PER_S, CALLS_BURST, clocks.elapsed_s),
+        hellos=TokenBuckets(HELLOS_PER_S, HELLOS_BURST, clocks.elapsed_s),
         access_log=access_log,
         certificate=certificate,
         superlink=_superlink_client(folder.superlink / "tls" / "ca.crt", superlink_port),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from common.hello import HelloFault
-from server.gateway.limits import TokenBuckets
+from server.gateway.limits import TokenBuckets, network_of
 
 log = logging.getLogger("server.gateway")
 
@@ -51,7 +51,7 @@ class AccessLog:
             site: Whose key it was, where that is known.
             fingerprint: Of the key that signed it, if one did.
         """
-        if not self._per_peer.take(address if site is None else site) or not self._all.take(""):
+        if not self._per_peer.take(network_of(address) if site is None else site) or not self._all.take(""):
             self._unsaid += 1
             return
         whose = "" if site is None else f" {site}"

@@ -21,6 +21,7 @@ from common.site_signature import (
     verified_key,
 )
 from server.federation_folder import AdmittedSite, FederationFolder
+from server.gateway.limits import network_of
 
 SIGNATURE_HEADERS = (PUBLIC_KEY_HEADER, TIME_HEADER, SIGNATURE_HEADER)
 
@@ -110,8 +111,8 @@ class Admission:
 
     Args:
         register: The admitted sites.
-        may_look: Whether a request of an address may be looked at although no admitted key is named in it. Checking a
-            signature takes time, so a flood must not get that far.
+        may_look: Whether a request of an address (in IPv6 of a /64) may be looked at although no admitted key is
+            named in it. Checking a signature takes time, so a flood must not get that far.
     """
 
     def __init__(self, register: Register, may_look: Callable[[str], bool]) -> None:
@@ -134,14 +135,14 @@ class Admission:
         keys = self._register.keys()
         signature = _signature_headers(headers)
         known = signature is not None and signature.get(PUBLIC_KEY_HEADER) in keys.headers
-        if not known and not self._may_look(address):
+        if not known and not self._may_look(network_of(address)):
             raise FloodError("too many requests of no admitted site")
         try:
             if signature is None:
                 raise RefusedError("malformed")
             key = verified_key(signature, now)
         except SignatureError as error:
-            if known and not self._may_look(address):
+            if known and not self._may_look(network_of(address)):
                 raise FloodError("too many requests of no admitted site") from None
             raise RefusedError(error.fault) from None
         fingerprint = key_fingerprint(key)

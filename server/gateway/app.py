@@ -88,6 +88,7 @@ class Gateway:
         deliveries: Remembers what each site was handed.
         reception: Answers hellos.
         calls: How many calls each site may make.
+        hellos: How many hellos each site may say: each takes the event loop's time.
         access_log: Hears of refusals.
         certificate: Looked at every second; None where somebody else ends TLS, as in tests.
         superlink: Talks to the SuperLink; closed at the end.
@@ -102,13 +103,14 @@ class Gateway:
         deliveries: Deliveries,
         reception: Reception,
         calls: TokenBuckets,
+        hellos: TokenBuckets,
         access_log: AccessLog,
         certificate: GatewayCertificate | None,
         superlink: httpx.AsyncClient,
         clocks: Clocks,
     ) -> None:
         self._admission, self._attendance, self._deliveries = admission, attendance, deliveries
-        self._reception, self._calls, self._log = reception, calls, access_log
+        self._reception, self._calls, self._hellos, self._log = reception, calls, hellos, access_log
         self._certificate, self._superlink, self._clocks = certificate, superlink, clocks
         self._places = Places(MAX_CONNECTIONS, MAX_CALLS_PER_SITE)
         self._memory = Memory()
@@ -173,14 +175,22 @@ class Gateway:
         except ConfigError as error:
             log.error("nobody is let in: %s", error)
             return _later()
-        if not self._calls.take(site.name) or not self._places.take(site.name):
-            self._log.refused("too many calls at one time", address=address, site=site.name)
+        if (excess := self._excess(path, site)) is not None:
+            self._log.refused(excess, address=address, site=site.name)
             await _drain(scope, receive)
             return _later()
         try:
             return await self._answer_site(path, site, scope, receive, address=address)
         finally:
             self._places.give_back(site.name)
+
+    def _excess(self, path: str, site: AdmittedSite) -> str | None:
+        """What of this call is too much; None, and a place taken, if nothing is."""
+        if path == HELLO_PATH and not self._hellos.take(site.name):
+            return "too many hellos"
+        if not self._calls.take(site.name) or not self._places.take(site.name):
+            return "too many calls at one time"
+        return None
 
     async def _answer_site(
         self, path: str, site: AdmittedSite, scope: Scope, receive: Receive, *, address: str
@@ -218,13 +228,13 @@ class Gateway:
             reply = self._reception.reply(site=site.name, now=self._clocks.now())
         except RefusedError as refusal:
             self._log.refused(IN_WORDS[refusal.fault], address=address, site=site.name)
-            self._attendance.met(site.name)
+            self._attendance.met(site.name, address=address)
             return self._refusal(HELLO_PATH, refusal)
         except (OSError, UnicodeDecodeError) as error:
             log.error("cannot answer a hello: the authorities' file is unreadable (%s)", type(error).__name__)
-            self._attendance.met(site.name)
+            self._attendance.met(site.name, address=address)
             return _later()
-        self._attendance.greeted(site.name, version=hello.version, authorities=hello.authorities)
+        self._attendance.greeted(site.name, address=address, version=hello.version, authorities=hello.authorities)
         return Response(reply.model_dump_json(), media_type="application/json")
 
     async def _fleet(self, path: str, body: bytes, site: AdmittedSite, headers: Headers, *, address: str) -> Response:

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from server.gateway.access_log import AccessLog
+from server.gateway.limits import network_of
 from server.sightings import CONNECTED_WITHIN_S, Sighting, read_sightings, write_sightings
 
 _LEAST_MEASURED_BYTES = 64 * 2**10
+_KNOWN_FOR = timedelta(days=1)
+_MOST_NETWORKS = 4
 
 
 class Attendance:
@@ -36,21 +39,26 @@ class Attendance:
         if site not in self._heard_of:
             self._log.connected(site, address=address)
         self._heard_of[site] = self._clock()
-        self._see(site)
+        self._see(site, address=address)
 
     def left(self, site: str) -> None:
         """A site's SuperNode has said that it leaves."""
         if self._heard_of.pop(site, None) is not None:
             self._log.left(site)
 
-    def greeted(self, site: str, *, version: str, authorities: tuple[str, ...]) -> None:
+    def greeted(self, site: str, *, address: str, version: str, authorities: tuple[str, ...]) -> None:
         """A site has said hello."""
-        self._see(site)
+        self._see(site, address=address)
         self._sightings[site] = replace(self._sightings[site], version=version, authorities=authorities)
 
-    def met(self, site: str) -> None:
+    def met(self, site: str, *, address: str) -> None:
         """An admitted site has made a request that was refused."""
-        self._see(site)
+        self._see(site, address=address)
+
+    def knows(self, network: str) -> bool:
+        """Whether a site that was seen within a day called from this network, as `network_of` gives it."""
+        callers = (seen for seen in self._sightings.values() if network in seen.networks)
+        return any(self._now() - datetime.fromisoformat(seen.last_seen) <= _KNOWN_FOR for seen in callers)
 
     def transferred(self, site: str, *, received_bytes: int, received_in_s: float, sent_bytes: int) -> None:
         """A site's call has brought and taken bytes; the time is that from its body's begin to its end."""
@@ -79,7 +87,9 @@ class Attendance:
             self._written = dict(self._sightings)
             write_sightings(self._path, self._written)
 
-    def _see(self, site: str) -> None:
+    def _see(self, site: str, *, address: str) -> None:
         seen_at = self._now().isoformat(timespec="milliseconds")
-        seen = self._sightings.get(site)
-        self._sightings[site] = Sighting(last_seen=seen_at) if seen is None else replace(seen, last_seen=seen_at)
+        seen = self._sightings.get(site, Sighting(last_seen=seen_at))
+        network = network_of(address)
+        networks = (network, *(each for each in seen.networks if each != network))[:_MOST_NETWORKS]
+        self._sightings[site] = replace(seen, last_seen=seen_at, networks=networks)

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from common.errors import ConfigError
-from common.hello import Hello, HelloReply, StudyOffer
+from common.hello import MAX_STUDIES, MAX_STUDY_TEXT, Hello, HelloReply, StudyOffer
 from common.study import parse_study
 from common.vouchers import Voucher
 from server.authority import vouchers
@@ -31,6 +31,7 @@ class Reception:
     def __init__(self, folder: FederationFolder, config: FederationConfig, *, version: str, bundle_digest: str) -> None:
         self._folder, self._config = folder, config
         self._version, self._bundle_digest = version, bundle_digest
+        self._studies = StudiesOnOffer(folder)
 
     def read(self, body: bytes) -> Hello:
         """What a site says.
@@ -65,7 +66,7 @@ class Reception:
             bundle_digest=self._bundle_digest,
             authorities=self._folder.authorities.read_text(encoding="ascii"),
             vouchers=self._vouchers(),
-            studies=tuple(studies_on_offer(self._folder)),
+            studies=tuple(self._studies.now()),
         )
 
     def _vouchers(self) -> tuple[Voucher, ...]:
@@ -76,24 +77,50 @@ class Reception:
             return ()
 
 
-def studies_on_offer(folder: FederationFolder) -> list[StudyOffer]:
-    """The federation's study and those of runs that have not ended, each once; one that is not valid is left out."""
-    paths = [folder.study]
-    if folder.runs.is_dir():
-        runs = [RunFolder(path) for path in sorted(folder.runs.iterdir())]
-        paths += [run.study for run in runs if run.study.is_file() and not run.record.exists()]
-    offers: dict[str, StudyOffer] = {}
-    for path in paths:
-        offer = _offer(path)
-        if offer is not None:
-            offers.setdefault(offer.digest, offer)
-    return list(offers.values())
+class StudiesOnOffer:
+    """The studies that a federation's sites are asked to consent to.
+
+    A study is read again only when its file has changed: reading one takes tens of milliseconds, in which the gateway
+    answers nobody.
+    """
+
+    def __init__(self, folder: FederationFolder) -> None:
+        self._folder = folder
+        self._read: dict[Path, tuple[object, StudyOffer | None]] = {}
+
+    def now(self) -> list[StudyOffer]:
+        """The federation's study and those of runs that have not ended, each once; what is not valid is left out."""
+        self._read = {path: self._stamped_offer(path) for path in self._paths()}
+        offers: dict[str, StudyOffer] = {}
+        for _, offer in self._read.values():
+            if offer is not None:
+                offers.setdefault(offer.digest, offer)
+        return list(offers.values())[:MAX_STUDIES]
+
+    def _paths(self) -> list[Path]:
+        paths = [self._folder.study]
+        if self._folder.runs.is_dir():
+            runs = [RunFolder(path) for path in sorted(self._folder.runs.iterdir())]
+            paths += [run.study for run in runs if run.study.is_file() and not run.record.exists()]
+        return paths
+
+    def _stamped_offer(self, path: Path) -> tuple[object, StudyOffer | None]:
+        try:
+            found = path.stat()
+        except OSError:
+            return None, None
+        stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
+        before = self._read.get(path)
+        return before if before is not None and before[0] == stamp else (stamp, _offer(path, found.st_size))
 
 
-def _offer(path: Path) -> StudyOffer | None:
+def _offer(path: Path, size: int) -> StudyOffer | None:
+    if size > MAX_STUDY_TEXT:
+        log.warning("%s: %d bytes, so no site is offered it; shorten it to %d", path, size, MAX_STUDY_TEXT)
+        return None
     try:
         text = path.read_text(encoding="utf-8")
         study = parse_study(text, origin=path.name)
-    except (OSError, UnicodeDecodeError, ConfigError):
+        return StudyOffer(name=study.name, digest=study.digest, text=text)
+    except (OSError, ValueError, ConfigError):
         return None
-    return StudyOffer(name=study.name, digest=study.digest, text=text)

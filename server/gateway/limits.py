@@ -1,6 +1,7 @@
 """How much anybody may ask of the gateway: sizes, times, rates, and the memory that bodies may take together."""
 
 import asyncio
+import ipaddress
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -54,6 +55,10 @@ MAX_CONNECTIONS = 2000
 MAX_CONNECTIONS_PER_ADDRESS = 256
 """A site uses up to five. Sites behind one proxy or one address share this."""
 
+RESERVED_CONNECTIONS = MAX_CONNECTIONS // 4
+"""Of them, those that only addresses get from which an admitted site called lately: strangers with many addresses
+cannot take these."""
+
 MAX_CALLS = 64
 """Calls that are at the SuperLink at one time; more wait. Those whose bodies are still on their way do not count."""
 
@@ -67,7 +72,24 @@ STRANGERS_PER_S, STRANGERS_BURST = 0.5, 30.0
 CALLS_PER_S, CALLS_BURST = 500.0, 2000.0
 """Requests of one site. Many small arrays take many calls; a site makes two at a time."""
 
+HELLOS_PER_S, HELLOS_BURST = 0.5, 20.0
+"""Hellos of one site. It says one when it connects and every ten minutes after; `gliorn-client check` a few."""
+
 _MOST_BUCKETS = 10_000
+_IPV6_NETWORK_BITS = 64
+
+
+def network_of(address: str) -> str:
+    """What an address counts as: itself in IPv4; in IPv6 its /64, of which one machine may use every address."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if not isinstance(parsed, ipaddress.IPv6Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:  # a socket that listens for both sees IPv4 so
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.ip_network((parsed, _IPV6_NETWORK_BITS), strict=False))
 
 
 class TokenBuckets:
@@ -102,11 +124,25 @@ class TokenBuckets:
             del self._buckets[next(iter(self._buckets))]
 
 
-class Places:
-    """A number of places in all and for each name, taken for as long as something lasts."""
+def _nobody(_name: str) -> bool:
+    return False
 
-    def __init__(self, most: int, most_per_name: int) -> None:
+
+class Places:
+    """A number of places in all and for each name, taken for as long as something lasts.
+
+    Args:
+        most: Places in all.
+        most_per_name: Places that one name may take.
+        reserved: Of all, the places that only known names get.
+        known: Whether a name is known; it is asked only where the other places are taken.
+    """
+
+    def __init__(
+        self, most: int, most_per_name: int, *, reserved: int = 0, known: Callable[[str], bool] = _nobody
+    ) -> None:
         self._most, self._most_per_name = most, most_per_name
+        self._reserved, self._known = reserved, known
         self._taken: dict[str, int] = {}
         self._total = 0
 
@@ -114,6 +150,8 @@ class Places:
         """Take a place; False if there is none."""
         taken = self._taken.get(name, 0)
         if self._total >= self._most or taken >= self._most_per_name:
+            return False
+        if self._total >= self._most - self._reserved and not self._known(name):
             return False
         self._taken[name] = taken + 1
         self._total += 1

@@ -10,7 +10,14 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from common.errors import ConfigError
-from server.gateway.limits import HEADER_TIMEOUT_S, MAX_CONNECTIONS, MAX_CONNECTIONS_PER_ADDRESS, Places
+from server.gateway.limits import (
+    HEADER_TIMEOUT_S,
+    MAX_CONNECTIONS,
+    MAX_CONNECTIONS_PER_ADDRESS,
+    RESERVED_CONNECTIONS,
+    Places,
+    network_of,
+)
 
 NOT_FOUND = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 """The answer to everything that is not one of the calls, byte for byte."""
@@ -37,17 +44,22 @@ class CountingListener(socket.socket):
         """The next connection that there is a place for."""
         while True:
             accepted, peer = super().accept()
-            address = str(peer[0])
-            if not self.places.take(address):
+            network = network_of(str(peer[0]))
+            if not self.places.take(network):
                 accepted.close()
                 continue
             connection = _CountedConnection(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
-            connection.on_close = partial(self.places.give_back, address)
+            connection.on_close = partial(self.places.give_back, network)
             return connection, peer
 
 
-def listen(address: str, port: int) -> CountingListener:
-    """Listen on an address and a port; port 0 takes a free one.
+def listen(address: str, port: int, *, known: Callable[[str], bool]) -> CountingListener:
+    """Listen on an address and a port.
+
+    Args:
+        address: Of this machine.
+        port: 0 takes a free one.
+        known: Whether an admitted site called lately from a network, as `network_of` gives it.
 
     Raises:
         ConfigError: If that is not possible.
@@ -59,7 +71,7 @@ def listen(address: str, port: int) -> CountingListener:
         listener = CountingListener(family, kind, protocol)
     except OSError as error:
         raise ConfigError(f"cannot listen on {address}: {error.strerror}; mend `listen` in federation.yaml") from None
-    listener.places = Places(MAX_CONNECTIONS, MAX_CONNECTIONS_PER_ADDRESS)
+    listener.places = Places(MAX_CONNECTIONS, MAX_CONNECTIONS_PER_ADDRESS, reserved=RESERVED_CONNECTIONS, known=known)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:

@@ -36,7 +36,7 @@ from starlette.types import Receive, Scope, Send
 from common.bundle import bundle_digest, installed_bundle
 from common.hello import HELLO_PATH, HelloRefusal, HelloReply
 from server.federation_folder import FederationFolder
-from server.gateway.limits import FLEET, MAX_BODY, MAX_CALLS_PER_SITE
+from server.gateway.limits import FLEET, HELLOS_BURST, MAX_BODY, MAX_CALLS_PER_SITE
 from server.provisioning import CertificateAuthority
 from server.sightings import read_sightings
 from tests.gateway_federation import (
@@ -630,6 +630,18 @@ def test_site_that_calls_itself_otherwise_is_told_its_name(stage: Stage) -> None
 
 def test_newer_site_says_more_and_is_answered(stage: Stage) -> None:
     assert stage.hello(stage.a, something_new=1).status_code == 200
+
+
+def test_site_that_says_hello_too_often_is_told_to_try_again_and_works_on(strangers: Stage) -> None:
+    strangers.superlink.may_answer.set()
+    answers = [strangers.hello(strangers.b) for _ in range(int(HELLOS_BURST) + 20)]
+
+    statuses = [answer.status_code for answer in answers]
+    assert statuses[: int(HELLOS_BURST)] == [200] * int(HELLOS_BURST)
+    assert 503 in statuses
+    assert set(statuses) == {200, 503}
+    assert strangers.hello(strangers.a).status_code == 200
+    assert strangers.call("pull-messages", key=strangers.b).status_code == 200
 
 
 # --- what the coordinator sees ----------------------------------------------------------------------------------------

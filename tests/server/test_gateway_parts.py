@@ -17,13 +17,17 @@ from starlette.responses import Response
 from starlette.types import Message as AsgiMessage
 
 from common.errors import ConfigError, ProtocolError
+from common.hello import MAX_STUDY_TEXT
+from common.study import Study, parse_study
 from server import flower_private
 from server.federation_folder import AdmittedSite
 from server.gateway import limits, listener
 from server.gateway.access_log import AccessLog
+from server.gateway.admission import Admission, FloodError, RefusedError, Register
 from server.gateway.attendance import Attendance
 from server.gateway.certificate import GatewayCertificate
 from server.gateway.deliveries import Deliveries
+from server.gateway.hello import StudiesOnOffer
 from server.gateway.limits import (
     BodyTooLargeError,
     BodyTooSlowError,
@@ -31,12 +35,14 @@ from server.gateway.limits import (
     NoMemoryError,
     Places,
     TokenBuckets,
+    network_of,
     read_body,
 )
 from server.gateway.listener import GatewayProtocol, listen
 from server.provisioning import make_server_certificate
 from server.sightings import Sighting, read_sightings, write_sightings
 from tests.gateway_federation import HOST, make_federation, wait_until
+from tests.tiny_hospitals import study_text
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -83,6 +89,54 @@ def test_places_are_counted_in_all_and_by_name() -> None:
 
     places.give_back("a")
     assert places.take("c")
+
+
+def test_strangers_get_no_reserved_place_and_known_names_do() -> None:
+    places = Places(most=4, most_per_name=3, reserved=2, known=lambda name: name == "site")
+    assert [places.take(name) for name in ("a", "b", "c", "site", "site", "site")] == [
+        True,
+        True,
+        False,
+        True,
+        True,
+        False,
+    ]
+
+    places.give_back("site")
+    assert not places.take("c")
+    places.give_back("a")
+    assert not places.take("c")
+    places.give_back("b")
+    assert places.take("c")
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff::", "2001:db8:1:2::/64"),
+        ("2001:db8:1:3::1", "2001:db8:1:3::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("unknown", "unknown"),
+    ],
+)
+def test_all_addresses_of_one_machine_count_as_one(address: str, network: str) -> None:
+    assert network_of(address) == network
+
+
+def test_stranger_with_many_ipv6_addresses_is_told_no_more_reasons_than_one(tmp_path: Path) -> None:
+    folder, _ = make_federation(tmp_path / "federation")
+    folder.write_register([])
+    admission = Admission(Register(folder), TokenBuckets(per_s=0.0, burst=2.0, clock=Clock()).take)
+    refusals = []
+    for number in range(4):
+        with pytest.raises((RefusedError, FloodError)) as refusal:
+            admission.site_of([], address=f"2001:db8::{number}", now=NOW)
+        refusals.append(refusal.type)
+
+    assert refusals == [RefusedError, RefusedError, FloodError, FloodError]
 
 
 def test_memory_is_given_back() -> None:
@@ -162,7 +216,7 @@ def _listening(*, most_per_address: int = 10) -> Iterator[int]:
     async def app(scope: object, receive: object, send: object) -> None:
         await Response(b"yes")(scope, receive, send)  # type: ignore[arg-type]
 
-    listening = listen(HOST, 0)
+    listening = listen(HOST, 0, known=lambda _: False)
     listening.places = Places(100, most_per_address)
     server = uvicorn.Server(uvicorn.Config(app, http=GatewayProtocol, ws="none", lifespan="off", log_config=None))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
@@ -225,14 +279,14 @@ def test_port_in_use_is_said_to_be(tmp_path: Path) -> None:
         taken.bind((HOST, 0))
         taken.listen()
         with pytest.raises(ConfigError, match=r"cannot listen on 127\.0\.0\.1 port .*take another `port`"):
-            listen(HOST, taken.getsockname()[1])
+            listen(HOST, taken.getsockname()[1], known=lambda _: False)
 
 
 def test_address_of_another_machine_is_said_to_be_none_of_this_one() -> None:
     with pytest.raises(ConfigError, match="cannot listen"):
-        listen("192.0.2.1", 0)
+        listen("192.0.2.1", 0, known=lambda _: False)
     with pytest.raises(ConfigError, match="cannot listen"):
-        listen("no such name.invalid", 0)
+        listen("no such name.invalid", 0, known=lambda _: False)
 
 
 # --- certificate ------------------------------------------------------------------------------------------------------
@@ -325,7 +379,11 @@ def test_speed_is_that_of_the_last_large_upload(tmp_path: Path) -> None:
     attendance.write()
 
     expected = Sighting(
-        last_seen=NOW.isoformat(timespec="milliseconds"), received_bytes=1_000_100, sent_bytes=10, upload_mbit=2.0
+        last_seen=NOW.isoformat(timespec="milliseconds"),
+        received_bytes=1_000_100,
+        sent_bytes=10,
+        upload_mbit=2.0,
+        networks=("192.0.2.7",),
     )
     assert read_sightings(tmp_path / "s.json") == {"site-a": expected}
 
@@ -334,12 +392,59 @@ def test_what_was_seen_before_a_restart_is_kept_but_for_the_bytes(tmp_path: Path
     before = Sighting(last_seen=(NOW - timedelta(days=1)).isoformat(), received_bytes=7, version="0.1")
     write_sightings(tmp_path / "s.json", {"site-a": before, "site-b": before})
     attendance = Attendance(tmp_path / "s.json", AccessLog(Clock()), clock=Clock(), now=lambda: NOW)
-    attendance.greeted("site-a", version="0.2", authorities=("ab",))
+    attendance.greeted("site-a", address="192.0.2.7", version="0.2", authorities=("ab",))
     attendance.write()
 
     seen = read_sightings(tmp_path / "s.json")
     assert (seen["site-a"].version, seen["site-a"].received_bytes, seen["site-a"].authorities) == ("0.2", 0, ("ab",))
     assert (seen["site-b"].last_seen, seen["site-b"].version) == (before.last_seen, "0.1")
+
+
+def test_address_of_a_site_is_known_for_a_day_and_over_a_restart(tmp_path: Path) -> None:
+    now = NOW
+    attendance = Attendance(tmp_path / "s.json", AccessLog(Clock()), clock=Clock(), now=lambda: NOW)
+    for address in ("192.0.2.1", "192.0.2.2", "2001:db8:1:2::3", "192.0.2.4", "192.0.2.2", "192.0.2.5"):
+        attendance.heard("site-a", address=address)
+    attendance.write()
+    again = Attendance(tmp_path / "s.json", AccessLog(Clock()), clock=Clock(), now=lambda: now)
+
+    kept = ("192.0.2.5", "192.0.2.2", "192.0.2.4", "2001:db8:1:2::/64")
+    assert read_sightings(tmp_path / "s.json")["site-a"].networks == kept
+    assert all(again.knows(network) for network in kept)
+    assert not again.knows("192.0.2.1")
+    now = NOW + timedelta(days=1, seconds=1)
+    assert not again.knows("192.0.2.5")
+
+
+def test_study_is_read_again_only_when_its_file_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _ = make_federation(tmp_path / "federation")
+    for name in ("one", "two"):
+        (folder.runs / name).mkdir()
+        (folder.runs / name / "study.yaml").write_text(study_text(name=name))
+    parsed: list[str] = []
+
+    def counted(text: str, *, origin: str) -> Study:
+        parsed.append(text)
+        return parse_study(text, origin=origin)
+
+    monkeypatch.setattr("server.gateway.hello.parse_study", counted)
+    studies = StudiesOnOffer(folder)
+    assert [[offer.name for offer in studies.now()] for _ in range(3)] == [["one", "two"]] * 3
+    assert len(parsed) == 2
+
+    (folder.runs / "two" / "study.yaml").write_text(study_text(name="second"))
+    (folder.runs / "one" / "record.json").write_text("{}")
+    assert [offer.name for offer in studies.now()] == ["second"]
+    assert len(parsed) == 3
+
+
+def test_study_too_long_to_offer_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder, _ = make_federation(tmp_path / "federation")
+    folder.study.write_text(study_text(name="one") + "#" * MAX_STUDY_TEXT)
+    studies = StudiesOnOffer(folder)
+
+    assert [studies.now(), studies.now()] == [[], []]
+    assert caplog.text.count("no site is offered it") == 1
 
 
 def test_sightings_with_a_forged_line_are_none(tmp_path: Path) -> None:
