@@ -26,8 +26,11 @@ from server.patient_grid import PatientGrid, Pull
 log = logging.getLogger(__name__)
 
 MAX_TRIES = 3
-PING_AFTER_S = 60.0
-"""Silence after which a site is asked whether it still works; doubled each time, so that pings do not pile up."""
+PING_AFTER_S, LONGEST_SILENCE_S = 120.0, 1000.0
+"""Silence after which a site is asked whether it still works; doubled each time, up to a limit."""
+
+PING_TTL_S = 120.0
+"""Time for a ping to be answered. A site that is at work does not fetch it, and is spared it afterwards."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.005, 0.5
 PULL_PATIENCE_S = 10.0
@@ -42,7 +45,7 @@ TRANSPORT_ERRORS = {
 """Flower's error codes after which sending again can help (flwr 1.41, `flwr.common.constant.ErrorCode`)."""
 
 LOST_PINGS = {3, 4, 5}
-"""Error codes of a ping that tell nothing of the site: it was lost."""
+"""Error codes of a ping that tell nothing: it was lost, or not fetched in its time because the site is at work."""
 
 NO_REPLY = "no reply before the deadline"
 
@@ -109,7 +112,7 @@ class _Exchange:
             online = self.link.nodes()
             self._send_unsent(online)
             for slot in self.slots:
-                if not slot.done and slot.message_id is not None:
+                if not slot.done and slot.tries > 0:
                     self._look_after(slot, online.get(slot.node))
             pause = FIRST_PAUSE_S if self._take_what_came() else min(2 * pause, LONGEST_PAUSE_S)
             if not self._worth_waiting(enough):
@@ -119,8 +122,9 @@ class _Exchange:
     def _left_s(self) -> float:
         return self.started + self.timeout_s + self.link.lost_s - time.monotonic()
 
-    def _message(self, slot: "_Slot", message_type: str, content: RecordDict) -> Message:
-        return Message(content, slot.node, message_type, ttl=max(self._left_s(), 1.0), group_id=self.group)
+    def _message(self, slot: "_Slot", message_type: str, content: RecordDict, *, ttl: float = float("inf")) -> Message:
+        ttl = min(max(self._left_s(), 1.0), ttl)
+        return Message(content, slot.node, message_type, ttl=ttl, group_id=self.group)
 
     def _send_unsent(self, online: Mapping[int, NodeInfo]) -> None:
         for slot in self.slots:
@@ -134,8 +138,9 @@ class _Exchange:
 
     def _look_after(self, slot: "_Slot", info: NodeInfo | None) -> None:
         if slot.should_ping(info):
-            slot.pinged(self.link.send(self._message(slot, PING_TYPE, ping_records())), info)
-        if slot.pull is None and not slot.done and info is not None:
+            ping = self._message(slot, PING_TYPE, ping_records(), ttl=PING_TTL_S)
+            slot.pinged(self.link.send(ping), info)
+        if slot.pull is None and slot.message_id is not None and not slot.done and info is not None:
             is_news = any(other.pull is not None and other.pull.is_done for other in self.slots)
             patience_s = 0.0 if is_news else min(PULL_PATIENCE_S, max(self._left_s(), 0.0))
             slot.pull = self.link.pull(slot.waits_for(), patience_s=patience_s)
@@ -216,7 +221,7 @@ class _Slot:
 
     def _expect_ping(self) -> None:
         self.ping_at = time.monotonic() + self.ping_pause_s
-        self.ping_pause_s *= 2
+        self.ping_pause_s = min(2 * self.ping_pause_s, LONGEST_SILENCE_S)
 
     def waits_for(self) -> list[str]:
         """The messages it has not answered, to be asked for at once: then a reply never comes after its ping's."""
@@ -242,8 +247,6 @@ class _Slot:
         self.ping_id = None
         if answer.has_content() or answer.error.code not in LOST_PINGS:
             self._send_again("the work was lost when the site was restarted or cut off")
-        else:
-            self.ping_at = 0.0
         return True
 
     def _take_reply(self, reply: Message, on_reply: Callable[[str, RecordDict], None]) -> None:

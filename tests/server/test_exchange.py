@@ -101,6 +101,12 @@ class ScriptedGrid(Grid):
         raise NotImplementedError
 
 
+def numbered(number: str) -> Message:
+    message = Message(CONTENT, 1, "train", ttl=60.0)
+    assign_message_id(message, number)
+    return message
+
+
 def always(*nodes: int) -> Callable[[int], set[int]]:
     return lambda tick: set(nodes)
 
@@ -406,6 +412,28 @@ def test_work_that_was_lost_without_a_sign_is_found_out_by_the_silence(monkeypat
     assert grid.nodes[1].asked.count("train") == 2
 
 
+def test_site_that_is_too_busy_for_pings_is_not_taken_for_one_that_lost_its_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "PING_AFTER_S", 0.05)
+    grid = SuperLinkGrid({1: SuperNode(work_ticks=12)})
+
+    def expire(message_ids: Iterable[str]) -> list[Message]:
+        expired = [each for each in grid.nodes[1].waiting if each.metadata.message_type == PING_TYPE]
+        grid.nodes[1].waiting = [each for each in grid.nodes[1].waiting if each not in expired]
+        return [Message(Error(3, ""), reply_to=each) for each in expired] + SuperLinkGrid.pull_messages(
+            grid, message_ids
+        )
+
+    monkeypatch.setattr(grid, "pull_messages", expire)
+
+    replied, failures = exchange(grid, {"a": 1}, timeout_s=20)
+
+    assert (replied, failures) == (["a"], {})
+    assert grid.nodes[1].asked.count("train") == 1
+    assert grid.nodes[1].asked.count(PING_TYPE) > 1
+
+
 @pytest.mark.usefixtures("quick")
 def test_site_that_loses_its_work_again_and_again_is_given_up() -> None:
     grid = SuperLinkGrid({1: SuperNode(restarts=tuple(range(4, 1000, 5)))})
@@ -429,6 +457,17 @@ def test_site_that_stays_away_is_named_as_such() -> None:
 def test_nobody_waits_until_the_deadline_for_a_site_that_was_revoked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PING_AFTER_S", 0.1)
     grid = SuperLinkGrid({1: SuperNode(), 2: SuperNode(unregistered_at=3)})
+
+    replied, failures = exchange(grid, {"a": 1, "b": 2}, timeout_s=3600)
+
+    assert replied == ["a"]
+    assert failures == {"b": "no longer registered with the federation"}
+
+
+def test_nobody_waits_for_a_site_that_was_revoked_and_counts_as_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PING_AFTER_S", 0.1)
+    grid = SuperLinkGrid({1: SuperNode(), 2: SuperNode(unregistered_at=3)})
+    grid.replies["message 1"] = Message(Error(5, ""), reply_to=numbered("message 1"))
 
     replied, failures = exchange(grid, {"a": 1, "b": 2}, timeout_s=3600)
 
@@ -465,9 +504,7 @@ def test_reply_to_another_message_is_not_handed_on() -> None:
     class Replaying(ScriptedGrid):
         def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
             replies = super().pull_messages(message_ids)
-            earlier = Message(CONTENT, 1, "train", ttl=60.0, group_id="6")
-            assign_message_id(earlier, "round 6")
-            return [Message(OK, reply_to=earlier), *replies]
+            return [Message(OK, reply_to=numbered("round 6")), *replies]
 
     replied, failures = exchange(Replaying(always(1), {1: [None]}), {"a": 1}, timeout_s=0.2)
 

@@ -18,7 +18,7 @@ from tests.deployment import Deployment, deployment
 from tests.tiny_federation import Run, run_federation
 from tests.tiny_hospitals import study_text
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SITES = ("a", "b", "c")
 # All three sites are needed, so that a run waits for the one that was killed and its bytes must be the same.
@@ -46,7 +46,7 @@ VICTIMS = {
     "gateway": Victim("server", ("server.gateway",)),
     "start": Victim("server", ()),
     "SuperNode": Victim("site", ("client.supernode",)),
-    "ClientApp": Victim("site", ("flwr-clientapp",)),
+    "ClientApp": Victim("site", ("client.guard",)),
     "SuperExec of a site": Victim("site", ("client.superexec",)),
     "gliorn-client": Victim("site", ()),
 }
