@@ -26,7 +26,7 @@ from server.flower_private import (
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-OUTAGE_S = 5.0
+OUTAGE_S = 15.0
 """A call that takes longer than this has waited for the SuperLink."""
 
 _T = TypeVar("_T")
