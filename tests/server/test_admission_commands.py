@@ -205,7 +205,7 @@ def test_request_after_the_invite_s_end_is_refused(folder: FederationFolder, inv
     [invite] = invites("a", "--days", "1")
 
     with pytest.raises(ConfigError, match=r"the invite for a expired at .*; invite a anew"):
-        admit(folder, a_request(invite), now=NOW + timedelta(days=1, minutes=1))
+        admit(folder, a_request(invite), now=NOW + timedelta(days=1, hours=2))
 
 
 def test_request_with_an_invite_that_a_newer_one_replaced_is_refused(

@@ -98,7 +98,7 @@ def test_runs_that_wait_and_runs_that_were_given_up_on_are_named(folder: Federat
     ],
 )
 def test_end_of_the_certificate_is_told_early(tmp_path: Path, days: int, text: str) -> None:
-    folder = write_federation(tmp_path / "federation", lifetime=timedelta(days=days, seconds=-60 if days < 89 else 60))
+    folder = write_federation(tmp_path / "federation", lifetime=timedelta(days=days, hours=-2 if days < 89 else 2))
 
     assert lines_of(folder)[2] == f"  certificate: {text}"
 
