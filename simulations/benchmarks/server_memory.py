@@ -101,7 +101,7 @@ def measure(home: Path, *, num_sites: int, num_rounds: int, width: float) -> Mea
             seconds = time.monotonic() - started
     return Measurement(
         num_sites=num_sites,
-        num_rounds=num_rounds,
+        num_rounds=_rounds_done(folder),
         model=max(path.stat().st_size for path in folder.checkpoints.iterdir()),
         imports=_imports(),
         processes=processes,
@@ -143,8 +143,18 @@ def _at_work(link: SuperLink, sites: Sequence[tuple[str, bytes]]) -> Iterator[No
 
 
 def _watch(folder: RunFolder, roots: Sequence[int]) -> dict[str, Memory]:
-    """Look at all processes from the begin of the ServerApp to its end."""
+    """Look at all processes from the begin of the ServerApp to its end; Ctrl-C ends the run, not the measurement."""
     seen: dict[str, Memory] = {}
+    try:
+        _look_on(folder, roots, seen)
+    except KeyboardInterrupt:
+        return seen
+    if not folder.record.is_file():
+        raise SystemExit(f"the run came to no end: {folder.log.read_text()[-1000:]}")
+    return seen
+
+
+def _look_on(folder: RunFolder, roots: Sequence[int], seen: dict[str, Memory]) -> None:
     end = time.monotonic() + START_TIMEOUT_S
     is_alive = False
     while is_alive or ("flwr-serverapp" not in seen and time.monotonic() < end):
@@ -161,9 +171,6 @@ def _watch(folder: RunFolder, roots: Sequence[int]) -> dict[str, Memory]:
             if round:
                 memory.rounds[round] = sizes["VmRSS"]
         time.sleep(_LOOK_EVERY_S)
-    if not folder.record.is_file():
-        raise SystemExit(f"the run came to no end: {folder.log.read_text()[-1000:]}")
-    return seen
 
 
 def _rounds_done(folder: RunFolder) -> int:
