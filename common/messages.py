@@ -34,7 +34,7 @@ from common.tasks import (
     TrainTask,
 )
 
-PROTOCOL = 1
+PROTOCOL = 2
 MESSAGE_TYPES = {DescribeTask: "query.describe", TrainTask: "train", EvaluateTask: "evaluate"}
 """Flower's message type for each task; the part after the dot names the handler."""
 
@@ -45,6 +45,8 @@ MAX_FAILURE_CODE = 40
 """Longest code of a failure. Codes are constant names, so a longer text is refused."""
 
 _KEY_STATE, _KEY_TASK, _KEY_REPLY, _KEY_STATISTICS = "state", "task", "reply", "statistics"
+_KEY_CONTROL, _KEY_PERSONAL, _KEY_PERSONAL_STATISTICS = "control", "personal", "personal-statistics"
+_RUN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _MAX_COUNT = 10**9
 _SHORT_TEXT = r"[ -~]{0,80}"
 _T = TypeVar("_T")
@@ -67,13 +69,25 @@ def task_records(task: DescribeTask | TrainTask | EvaluateTask) -> RecordDict:
                 "run": task.run,
                 "round": task.round,
                 "class-weights": list(task.class_weights),
+                "class-counts": list(task.class_counts),
                 "fedprox-mu": task.fedprox_mu,
+                "best-round": task.best_round,
             }
         case EvaluateTask():
-            config |= {"split": task.split, "threshold": [] if task.threshold is None else [task.threshold]}
+            config |= {
+                "run": task.run,
+                "round": task.round,
+                "class-weights": list(task.class_weights),
+                "class-counts": list(task.class_counts),
+                "split": task.split,
+                "threshold": [] if task.threshold is None else [task.threshold],
+                "personal-threshold": [] if task.personal_threshold is None else [task.personal_threshold],
+            }
     records = RecordDict({_KEY_TASK: ConfigRecord(config)})
     if not isinstance(task, DescribeTask):
         records[_KEY_STATE] = _array_record(task.state)
+    if isinstance(task, TrainTask) and task.control is not None:
+        records[_KEY_CONTROL] = _array_record(task.control)
     return records
 
 
@@ -95,29 +109,51 @@ def read_train_task(records: RecordDict) -> TrainTask:
     """Read a task at a site; raises like `read_describe_task`."""
     values = _Values(records, _KEY_TASK)
     study = values.study()
-    weights = values.numbers("class-weights", length=2, low=0.0, high=1e6)
     return TrainTask(
         study=study,
-        run=values.text("run", pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"),
+        run=values.text("run", pattern=_RUN),
         round=values.whole("round", low=1, high=study.rounds),
-        class_weights=(weights[0], weights[1]),
+        class_weights=_class_weights(values),
+        class_counts=_class_counts(values),
         fedprox_mu=values.number("fedprox-mu", low=0.0, high=100.0),
+        best_round=values.whole("best-round", low=0, high=study.rounds),
         state=_read_arrays(records),
+        control=_read_arrays(records, key=_KEY_CONTROL) if study.training.control_variates else None,
     )
+
+
+def _class_weights(values: "_Values") -> tuple[float, float]:
+    weights = values.numbers("class-weights", length=2, low=0.0, high=1e6)
+    return weights[0], weights[1]
+
+
+def _class_counts(values: "_Values") -> tuple[int, int]:
+    counts = values.wholes("class-counts", length=2, low=0, high=_MAX_COUNT)
+    return counts[0], counts[1]
 
 
 def read_evaluate_task(records: RecordDict) -> EvaluateTask:
     """Read a task at a site; raises like `read_describe_task`."""
     values = _Values(records, _KEY_TASK)
-    threshold = values.numbers("threshold", length=None, low=-np.inf, high=np.inf)
-    if len(threshold) > 1:
-        raise ProtocolError(f"threshold has {len(threshold)} values, expected none or one")
+    study = values.study()
     return EvaluateTask(
-        study=values.study(),
+        study=study,
+        run=values.text("run", pattern=_RUN),
+        round=values.whole("round", low=0, high=study.rounds),
+        class_weights=_class_weights(values),
+        class_counts=_class_counts(values),
         split=values.choice("split", ("validation", "test")),
-        threshold=threshold[0] if threshold else None,
+        threshold=_threshold(values, "threshold"),
+        personal_threshold=_threshold(values, "personal-threshold"),
         state=_read_arrays(records),
     )
+
+
+def _threshold(values: "_Values", key: str) -> float | None:
+    threshold = values.numbers(key, length=None, low=-np.inf, high=np.inf)
+    if len(threshold) > 1:
+        raise ProtocolError(f"{key} has {len(threshold)} values, expected none or one")
+    return threshold[0] if threshold else None
 
 
 # --- replies ----------------------------------------------------------------------------------------------------------
@@ -140,14 +176,22 @@ def reply_records(reply: Reply) -> RecordDict:
                 "optimizer": reply.optimizer,
                 "seconds": list(reply.seconds),
             }
-            records = RecordDict({_KEY_REPLY: ConfigRecord(config), _KEY_STATE: _array_record(reply.state)})
+            records = RecordDict({_KEY_REPLY: ConfigRecord(config)})
+            if reply.state:
+                records[_KEY_STATE] = _array_record(reply.state)
+            if reply.control_update is not None:
+                records[_KEY_CONTROL] = _array_record(reply.control_update)
             return _with_statistics(records, reply.evaluation)
         case EvaluateReply():
             config = _evaluation_config(reply.evaluation) | {
                 "study-digest": reply.study_digest,
                 "seconds": [reply.seconds],
             }
-            return _with_statistics(RecordDict({_KEY_REPLY: ConfigRecord(config)}), reply.evaluation)
+            records = _with_statistics(RecordDict({_KEY_REPLY: ConfigRecord(config)}), reply.evaluation)
+            if reply.personal is not None:
+                records[_KEY_PERSONAL] = ConfigRecord(_evaluation_config(reply.personal))
+                _with_statistics(records, reply.personal, key=_KEY_PERSONAL_STATISTICS)
+            return records
 
 
 def read_manifest(records: RecordDict) -> SiteManifest | Failure:
@@ -187,25 +231,36 @@ def read_train_reply(records: RecordDict, *, study: Study) -> TrainReply | Failu
     return TrainReply(
         study_digest=values.text("study-digest", pattern=r"[0-9a-f]{64}"),
         round=values.whole("round", low=1, high=study.rounds),
-        state=_read_arrays(records),
+        state={} if study.aggregation.method == "local" else _read_arrays(records),
         num_patients=(patients[0], patients[1]),
         num_steps=values.whole("num-steps", low=1, high=_MAX_COUNT),
         train_loss=values.number("train-loss", low=-sys.float_info.max, high=sys.float_info.max),
         optimizer=values.choice("optimizer", ("fresh", "continued")),
         seconds=(seconds[0], seconds[1]),
         evaluation=_read_evaluation(records, values, study=study, has_threshold=False),
+        control_update=_read_arrays(records, key=_KEY_CONTROL) if study.training.control_variates else None,
     )
 
 
-def read_evaluate_reply(records: RecordDict, *, study: Study, has_threshold: bool) -> EvaluateReply | Failure:
+def read_evaluate_reply(records: RecordDict, task: EvaluateTask) -> EvaluateReply | Failure:
     """Read a site's answer to an `EvaluateTask`; raises like `read_manifest`."""
     values = _Values(records, _KEY_REPLY)
     if (failure := values.failure()) is not None:
         return failure
+    study, personal = task.study, None
+    if study.personalization.method != "none":
+        personal = _read_evaluation(
+            records,
+            _Values(records, _KEY_PERSONAL),
+            study=study,
+            has_threshold=task.personal_threshold is not None,
+            key=_KEY_PERSONAL_STATISTICS,
+        )
     return EvaluateReply(
         study_digest=values.text("study-digest", pattern=r"[0-9a-f]{64}"),
-        evaluation=_read_evaluation(records, values, study=study, has_threshold=has_threshold),
+        evaluation=_read_evaluation(records, values, study=study, has_threshold=task.threshold is not None),
         seconds=values.numbers("seconds", length=1, low=0.0, high=1e9)[0],
+        personal=personal,
     )
 
 
@@ -251,18 +306,20 @@ def _evaluation_config(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _with_statistics(records: RecordDict, evaluation: Evaluation) -> RecordDict:
+def _with_statistics(records: RecordDict, evaluation: Evaluation, *, key: str = _KEY_STATISTICS) -> RecordDict:
     if evaluation.statistics is not None:
         integers = evaluation.statistics.to_integers()
-        records[_KEY_STATISTICS] = MetricRecord({name: list(values) for name, values in integers.items()})
+        records[key] = MetricRecord({name: list(values) for name, values in integers.items()})
     return records
 
 
-def _read_evaluation(records: RecordDict, values: "_Values", *, study: Study, has_threshold: bool) -> Evaluation:
+def _read_evaluation(
+    records: RecordDict, values: "_Values", *, study: Study, has_threshold: bool, key: str = _KEY_STATISTICS
+) -> Evaluation:
     withheld = values.choice("withheld", ("", "min_cell", "no_patients"))
     statistics = None
     if not withheld:
-        record = records.get(_KEY_STATISTICS)
+        record = records.get(key)
         if not isinstance(record, MetricRecord):
             raise ProtocolError("the reply holds no statistics and does not say that they are withheld")
         integers = {}
@@ -283,10 +340,11 @@ def _array_record(state: ModelState) -> ArrayRecord:
     return ArrayRecord({name: FlowerArray(in_c_order(state[name])) for name in sorted(state)})
 
 
-def _read_arrays(records: RecordDict) -> dict[str, Array]:
-    record = records.get(_KEY_STATE)
+def _read_arrays(records: RecordDict, *, key: str = _KEY_STATE) -> dict[str, Array]:
+    record = records.get(key)
     if not isinstance(record, ArrayRecord) or not record:
-        raise ProtocolError("the message holds no model state; both sides need the same version of this program")
+        what = "model state" if key == _KEY_STATE else "control variate"
+        raise ProtocolError(f"the message holds no {what}; both sides need the same version of this program")
     state = {}
     for name, array in record.items():
         try:

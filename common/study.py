@@ -55,7 +55,11 @@ class ModelSpec(Settings):
     """Which network is trained."""
 
     name: Literal["resnet10"] = Field(default="resnet10", description="architecture")
-    norm: Literal["group", "batch"] = Field(default="group", description="normalisation layers: group or batch")
+    norm: Literal["group", "batch", "fedbn", "silobn"] = Field(
+        default="group",
+        description="normalisation layers: group, batch, fedbn (batch norm that stays at its site) or silobn (batch "
+        "norm whose statistics stay at their site)",
+    )
     num_groups: int = Field(default=8, ge=1, le=64, description="groups of a group norm layer")
     width: float = Field(default=1.0, gt=0, le=2, description="factor on the number of channels of every layer")
     stem_stride: Literal[1, 2] = Field(default=2, description="stride of the first convolution: 1 or 2")
@@ -92,8 +96,20 @@ class TrainingSpec(Settings):
         default="cosine", description="learning rate over the rounds: constant or cosine"
     )
     fedprox_mu: float = Field(default=0.0, ge=0, le=100, description="strength of the FedProx penalty; 0 is FedAvg")
-    class_weighting: Literal["none", "balanced"] = Field(
-        default="balanced", description="loss weights of the classes, from the counts of all sites together"
+    fedprox_adaptive: bool = Field(
+        default=False, description="whether the strength of FedProx follows the pooled validation loss over the rounds"
+    )
+    control_variates: bool = Field(
+        default=False, description="whether SCAFFOLD corrects every step (experimental; plain sgd and local_steps)"
+    )
+    class_weighting: Literal["none", "balanced", "logit_adjusted"] = Field(
+        default="balanced",
+        description="what meets unequal classes, from the counts of all sites together: loss weights (balanced), an "
+        "offset of the logits (logit_adjusted) or none",
+    )
+    sampling: Literal["shuffled", "class_balanced"] = Field(
+        default="shuffled",
+        description="order of training exams: shuffled, or class_balanced, where every batch draws both classes alike",
     )
     max_grad_norm: float | None = Field(
         default=None, gt=0, description="gradients are clipped to this norm; none if absent"
@@ -108,6 +124,64 @@ class TrainingSpec(Settings):
             raise ValueError("give exactly one of local_epochs and local_steps")
         return self
 
+    @model_validator(mode="after")
+    def _methods_fit(self) -> "TrainingSpec":
+        plain_sgd = self.optimizer == "sgd" and self.momentum == 0
+        if self.control_variates and not (plain_sgd and self.local_steps is not None):
+            raise ValueError(
+                "control_variates (SCAFFOLD) needs optimizer sgd with momentum 0 and local_steps, the same number of "
+                "steps at every site; set these or delete control_variates"
+            )
+        if self.control_variates and self.keep_optimizer_state:
+            raise ValueError("control_variates (SCAFFOLD) has no optimiser state to keep; delete keep_optimizer_state")
+        if self.sampling == "class_balanced" and self.class_weighting != "none":
+            raise ValueError(
+                f"sampling class_balanced and class_weighting {self.class_weighting} both make up for unequal classes; "
+                "set class_weighting to none"
+            )
+        return self
+
+
+class AggregationSpec(Settings):
+    """How the sites' states become the next global state."""
+
+    method: Literal["mean", "fedavgm", "fedadam", "fedyogi", "median", "trimmed_mean", "multi_krum", "local"] = Field(
+        default="mean",
+        description="mean (FedAvg), fedavgm, fedadam, fedyogi, median, trimmed_mean, multi_krum, or local: every site "
+        "trains by itself, for comparison, and sends no state",
+    )
+    server_learning_rate: float | None = Field(
+        default=None, gt=0, le=10, description="server's step of fedavgm (1), fedadam and fedyogi (0.01)"
+    )
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of fedavgm, beta 1 of fedadam and fedyogi")
+    second_momentum: float = Field(default=0.99, ge=0, lt=1, description="beta 2 of fedadam and fedyogi")
+    adaptivity: float = Field(default=1e-3, gt=0, le=1, description="tau of fedadam and fedyogi")
+    num_faulty: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="sites that may be wrong: left out at each end by trimmed_mean, and f of multi_krum",
+    )
+
+    @property
+    def learning_rate(self) -> float:
+        """The server's step with the method's own default."""
+        if self.server_learning_rate is not None:
+            return self.server_learning_rate
+        return 0.01 if self.method in ("fedadam", "fedyogi") else 1.0
+
+
+class PersonalizationSpec(Settings):
+    """A model of its own for every site, beside the global one, which it does not change."""
+
+    method: Literal["none", "ditto", "fine_tune"] = Field(
+        default="none",
+        description="none, ditto (trained along with the global model) or fine_tune (the last block, after the run)",
+    )
+    ditto_lambda: float = Field(default=0.1, gt=0, le=100, description="pull of ditto towards the global model")
+    fine_tune_epochs: int = Field(default=5, ge=1, le=100, description="passes over a site's training patients")
+    fine_tune_learning_rate: float = Field(default=1e-4, gt=0, le=1, description="step size of fine_tune")
+
 
 class ParticipationSpec(Settings):
     """How many sites a round needs and how long it waits for them."""
@@ -121,6 +195,9 @@ class ParticipationSpec(Settings):
         default=10,
         gt=1,
         description="an update over this many times the median norm of the others is refused, with 3 sites or more",
+    )
+    held_out: tuple[str, ...] = Field(
+        default=(), description="sites that never train and take part in the test alone: hospitals the model is new to"
     )
 
 
@@ -177,6 +254,22 @@ class SplitSpec(Settings):
 
     validation: float = Field(default=0.2, gt=0, lt=0.5, description="share of patients for validation")
     test: float = Field(default=0.2, gt=0, lt=0.5, description="share of patients for the test")
+    num_folds: int | None = Field(
+        default=None,
+        ge=2,
+        le=20,
+        description="cross-validation: parts of which one is the test, instead of test's share",
+    )
+    fold: int = Field(default=0, ge=0, description="cross-validation: the part that is the test, from 0")
+    repeat: int = Field(default=0, ge=0, le=1000, description="cross-validation: number of the division into parts")
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> "SplitSpec":
+        if self.num_folds is None and (self.fold or self.repeat):
+            raise ValueError("fold and repeat need num_folds; give it, or delete them")
+        if self.num_folds is not None and self.fold >= self.num_folds:
+            raise ValueError(f"fold is {self.fold}, expected 0 to {self.num_folds - 1} with num_folds {self.num_folds}")
+        return self
 
 
 class Study(Settings):
@@ -194,6 +287,8 @@ class Study(Settings):
     augmentation: AugmentationSpec = Field(default_factory=AugmentationSpec)
     model: ModelSpec = Field(default_factory=ModelSpec)
     training: TrainingSpec
+    aggregation: AggregationSpec = Field(default_factory=AggregationSpec)
+    personalization: PersonalizationSpec = Field(default_factory=PersonalizationSpec)
     participation: ParticipationSpec
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
     split: SplitSpec = Field(default_factory=SplitSpec)
@@ -209,6 +304,19 @@ class Study(Settings):
                 raise ValueError("missing_sequence zero_fill needs augmentation.drop_sequence above 0, such as 0.1")
         if self.preprocessing.crop == "enhancement" and not {"t1", "t1ce"} <= set(self.sequences):
             raise ValueError("crop enhancement needs the sequences t1 and t1ce; add them or use lesion or head")
+        return self
+
+    @model_validator(mode="after")
+    def _methods_fit(self) -> "Study":
+        method = self.aggregation.method
+        if self.training.control_variates and method != "mean":
+            raise ValueError(f"control_variates (SCAFFOLD) has its own aggregation; delete aggregation.method {method}")
+        if method == "local" and self.personalization.method != "none":
+            raise ValueError("aggregation local has no global model to personalize; delete personalization")
+        if method == "local" and (self.training.fedprox_mu or self.training.fedprox_adaptive):
+            raise ValueError("aggregation local has no global model to stay near; delete fedprox_mu")
+        if self.model.norm in ("fedbn", "silobn") and method == "multi_krum":
+            raise ValueError("multi_krum picks whole states, which do not exist with norm fedbn or silobn; use median")
         return self
 
     @property

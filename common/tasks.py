@@ -27,7 +27,10 @@ class TrainTask:
         round: The round, counted from 1.
         class_weights: Loss weights of recurrence and necrosis.
         fedprox_mu: Strength of the FedProx penalty in this round; 0 leaves it out.
-        state: The global model.
+        state: The global model after the round before.
+        class_counts: Training patients of all sites with label 0 and with label 1.
+        best_round: The round whose state is the best so far; what a site keeps of it may be asked for. 0: none.
+        control: SCAFFOLD's control variate of the server; None without SCAFFOLD.
     """
 
     study: Study
@@ -36,6 +39,9 @@ class TrainTask:
     class_weights: tuple[float, float]
     fedprox_mu: float
     state: ModelState
+    class_counts: tuple[int, int] = field(kw_only=True)
+    best_round: int = field(default=0, kw_only=True)
+    control: ModelState | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -43,13 +49,23 @@ class EvaluateTask:
     """Asks a site to evaluate a model state on its validation or test patients.
 
     Attributes:
+        run: Name of the run.
+        round: The round after which the model has this state; 0 for the initial one.
         threshold: The frozen decision threshold on the logit margin; None while none is chosen.
+        personal_threshold: The same for the sites' own models.
+        class_weights: Loss weights of recurrence and necrosis, for sites that fine-tune.
+        class_counts: Training patients of all sites with label 0 and with label 1, likewise.
     """
 
     study: Study
     split: Literal["validation", "test"]
     threshold: float | None
     state: ModelState
+    run: str = field(kw_only=True)
+    round: int = field(kw_only=True)
+    personal_threshold: float | None = field(default=None, kw_only=True)
+    class_weights: tuple[float, float] = field(kw_only=True)
+    class_counts: tuple[int, int] = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -105,6 +121,7 @@ class TrainReply:
         train_loss: Mean loss over those steps, the FedProx penalty left out.
         optimizer: "fresh" or "continued".
         seconds: Time for evaluation and for training.
+        control_update: Change of the site's control variate; None without SCAFFOLD.
     """
 
     study_digest: str
@@ -116,15 +133,17 @@ class TrainReply:
     optimizer: str
     seconds: tuple[float, float]
     evaluation: Evaluation = field(kw_only=True)
+    control_update: ModelState | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
 class EvaluateReply:
-    """The evaluation of a model state."""
+    """The evaluation of a model state, and of the site's own model where the study has one."""
 
     study_digest: str
     evaluation: Evaluation
     seconds: float
+    personal: Evaluation | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)

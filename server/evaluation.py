@@ -60,7 +60,7 @@ def evaluate_at_sites(
 
 
 def _read(records: RecordDict, task: EvaluateTask, manifest: SiteManifest) -> Evaluation:
-    reply = read_evaluate_reply(records, study=task.study, has_threshold=task.threshold is not None)
+    reply = read_evaluate_reply(records, task)
     if isinstance(reply, Failure):
         raise ProtocolError(f"failed: {reply.code}")
     evaluation = reply.evaluation

@@ -21,7 +21,7 @@ from server.membership import Membership
 from server.pooling import Pool, candidate, pool_evaluations, summary
 from server.record import FinalEvaluation, manifest_values, stopped_text, write_record
 from server.records import RoundRecord, SiteRound
-from server.rounds import RoundResult, class_weights, run_round
+from server.rounds import RoundResult, class_counts, class_weights, run_round
 from server.run_folder import RunFolder, write_json
 from server.status import Phase, StatusBoard
 
@@ -149,16 +149,26 @@ class Federation:
         write_json(self._folder.manifests, {site: manifest_values(manifest) for site, manifest in manifests})
 
     def _nodes(self) -> dict[str, int]:
-        """Nodes of the sites that are asked: joined and not quarantined."""
+        """Nodes of the sites that train: joined, not quarantined, not held out."""
+        held_out = self._study.participation.held_out
+        return {site: node for site, node in self._test_nodes().items() if site not in held_out}
+
+    def _test_nodes(self) -> dict[str, int]:
+        """Nodes of the sites that are tested: those held out too."""
         quarantined = self._progress.quarantined
         return {site: node for site, node in self._membership.nodes.items() if site not in quarantined}
 
-    def _sites_not_asked(self) -> dict[str, SiteRound]:
+    def _sites_not_asked(self, *, held_out: bool = False) -> dict[str, SiteRound]:
+        """Sites that should be asked and are not; of those held out only where they are asked at all."""
         absent = {site: SiteRound("absent", why) for site, why in self._membership.problems.items()}
-        return absent | {site: SiteRound("quarantined", why) for site, why in self._progress.quarantined.items()}
+        absent |= {site: SiteRound("quarantined", why) for site, why in self._progress.quarantined.items()}
+        never = () if held_out else self._study.participation.held_out
+        return {site: what for site, what in absent.items() if site not in never}
 
-    def _not_asked(self) -> dict[str, str]:
-        return {name: f"{site.status}: {site.reason}" for name, site in self._sites_not_asked().items()}
+    def _not_asked(self, *, held_out: bool = False) -> dict[str, str]:
+        return {
+            name: f"{site.status}: {site.reason}" for name, site in self._sites_not_asked(held_out=held_out).items()
+        }
 
     def _require_quorum(self, num_sites: int, what: str, missing: Mapping[str, str]) -> None:
         least = self._study.participation.min_sites
@@ -184,12 +194,15 @@ class Federation:
         )
         self._remember_cohorts()
         nodes, manifests = self._nodes(), self._membership.manifests
+        counts = class_counts(self._study, manifests)
         task = TrainTask(
             study=self._study,
             run=self._folder.name,
             round=round,
-            class_weights=class_weights(self._study, manifests),
+            class_weights=class_weights(self._study, counts),
+            class_counts=counts,
             fedprox_mu=self._study.training.fedprox_mu,
+            best_round=self._progress.best.round if self._progress.best else 0,
             state=state,
         )
         answered = self._begin("round", nodes, round=round)
@@ -235,7 +248,7 @@ class Federation:
 
     def _evaluate_final(self, state: State) -> FinalEvaluation:
         """Evaluate the last state, choose the best one, fix its threshold on validation, then apply it to the test."""
-        last_validation = self._evaluate("validation", state, threshold=None)
+        last_validation = self._evaluate("validation", self._study.rounds, state, threshold=None)
         self._consider(self._study.rounds, last_validation)
         checkpoint.save(self._folder, self._progress)
         best = self._progress.best
@@ -245,10 +258,10 @@ class Federation:
         else:
             digest = checkpoint.read_rounds(self._folder, self._progress)[best.round - 1]["state_digest"]
             best_state = checkpoint.load_state(self._folder, best.round, digest=digest)
-            validation = self._evaluate("validation", best_state, threshold=None)
+            validation = self._evaluate("validation", best.round, best_state, threshold=None)
         decision: Decision = decide(validation, self._study)
         validation = with_confusion(validation, decision.threshold)
-        test = self._evaluate("test", best_state, threshold=decision.threshold)
+        test = self._evaluate("test", best.round, best_state, threshold=decision.threshold)
         self._require_quorum(len(test.answered), "answered in the test", test.missing)
         return FinalEvaluation(
             best=best,
@@ -260,15 +273,27 @@ class Federation:
             test=test,
         )
 
-    def _evaluate(self, split: Split, state: State, *, threshold: float | None) -> Pool:
+    def _evaluate(self, split: Split, round: int, state: State, *, threshold: float | None) -> Pool:
         assert split != "train"
-        nodes = self._nodes()
+        tested = split == "test"
+        nodes, manifests = self._test_nodes() if tested else self._nodes(), self._membership.manifests
+        counts = class_counts(self._study, manifests)
+        task = EvaluateTask(
+            study=self._study,
+            run=self._folder.name,
+            round=round,
+            class_weights=class_weights(self._study, counts),
+            class_counts=counts,
+            split=split,
+            threshold=threshold,
+            state=state,
+        )
         return evaluate_at_sites(
             self._grid,
-            EvaluateTask(study=self._study, split=split, threshold=threshold, state=state),
+            task,
             nodes=nodes,
-            manifests=self._membership.manifests,
-            missing=self._not_asked(),
+            manifests=manifests,
+            missing=self._not_asked(held_out=tested),
             answered=self._begin(split, nodes),
         )
 

@@ -39,12 +39,16 @@ class RoundResult:
     evaluations: Mapping[str, Evaluation]
 
 
-def class_weights(study: Study, manifests: Mapping[str, SiteManifest]) -> tuple[float, float]:
-    """Loss weights of the classes from the training patients of all sites that have joined."""
-    if study.training.class_weighting == "none":
-        return (1.0, 1.0)
-    counts = [manifest.num_patients["train"] for manifest in manifests.values()]
-    return balanced_class_weights((sum(c[0] for c in counts), sum(c[1] for c in counts)))
+def class_counts(study: Study, manifests: Mapping[str, SiteManifest]) -> tuple[int, int]:
+    """Training patients with label 0 and with label 1 of all sites that have joined and train."""
+    held_out = study.participation.held_out
+    counts = [manifest.num_patients["train"] for site, manifest in manifests.items() if site not in held_out]
+    return sum(c[0] for c in counts), sum(c[1] for c in counts)
+
+
+def class_weights(study: Study, counts: tuple[int, int]) -> tuple[float, float]:
+    """Loss weights of the classes, from the `class_counts` of all sites."""
+    return balanced_class_weights(counts) if study.training.class_weighting == "balanced" else (1.0, 1.0)
 
 
 def run_round(

@@ -59,9 +59,17 @@ def require_fitting(study: Study, sites: Mapping[str, tuple[Path, SiteConfig]], 
         ConfigError: All such faults at once.
     """
     faults = []
-    if len(sites) < study.participation.min_sites:
+    held_out = study.participation.held_out
+    if unknown := sorted(set(held_out) - sites.keys()):
         faults.append(
-            f"{len(sites)} sites are given, the study needs participation.min_sites {study.participation.min_sites}"
+            f"participation.held_out names {', '.join(unknown)}, the sites are {', '.join(sites)}; "
+            "name some of these, or none"
+        )
+    training = [site for site in sites if site not in held_out]
+    if len(training) < study.participation.min_sites:
+        faults.append(
+            f"{len(training)} sites are given to train, the study needs participation.min_sites "
+            f"{study.participation.min_sites}"
         )
     threads = {config.torch_threads for _, config in sites.values()}
     if engine == "in-process" and len(threads) > 1:

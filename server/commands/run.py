@@ -106,10 +106,17 @@ def require_sites(study: Study, known: Sequence[str], chosen: str | None) -> tup
     faults = [
         f"{site!r} is not admitted; admitted are {', '.join(known) or 'none'}" for site in sites if site not in known
     ]
-    least = study.participation.min_sites
-    if len(sites) < least:
+    held_out = study.participation.held_out
+    faults += [
+        f"participation.held_out names {site!r}, which is not among the sites of this run; name one of "
+        f"{', '.join(sites) or 'none'}"
+        for site in held_out
+        if site not in sites
+    ]
+    least, num_training = study.participation.min_sites, sum(site not in held_out for site in sites)
+    if num_training < least:
         faults.append(
-            f"{len(sites)} sites would take part, the study needs participation.min_sites {least}; "
+            f"{num_training} sites would train, the study needs participation.min_sites {least}; "
             "invite and admit more, or lower it"
         )
     if faults:

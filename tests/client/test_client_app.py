@@ -37,7 +37,8 @@ from tests.tiny_hospitals import study_text, write_tiny_hospital
 
 STUDY = parse_study(study_text(), origin="study")
 STATE = initial_state(STUDY.model, num_sequences=3, seed=0)
-TRAIN = task_records(TrainTask(STUDY, "run", 1, (1.0, 1.0), 0.0, STATE))
+EVALUATE = EvaluateTask(STUDY, "test", 0.0, STATE, run="run", round=1, class_weights=(1.0, 1.0), class_counts=(3, 2))
+TRAIN = task_records(TrainTask(STUDY, "run", 1, (1.0, 1.0), 0.0, STATE, class_counts=(3, 2)))
 SECRET = "/data/Miller-1947/t1.nii.gz"
 
 
@@ -78,11 +79,11 @@ def failure_of(content: RecordDict) -> str:
 def test_site_answers_all_three_questions(hospital: Path) -> None:
     described = ask(task_records(DescribeTask(STUDY)), "query.describe", hospital)
     trained = ask(TRAIN, "train", hospital)
-    evaluated = ask(task_records(EvaluateTask(STUDY, "test", 0.0, STATE)), "evaluate", hospital)
+    evaluated = ask(task_records(EVALUATE), "evaluate", hospital)
 
     assert isinstance(read_manifest(described), SiteManifest)
     assert isinstance(read_train_reply(trained, study=STUDY), TrainReply)
-    assert isinstance(read_evaluate_reply(evaluated, study=STUDY, has_threshold=True), EvaluateReply)
+    assert isinstance(read_evaluate_reply(evaluated, EVALUATE), EvaluateReply)
 
 
 @pytest.mark.parametrize("message_type", ["query.describe", "train", "evaluate"])

@@ -48,11 +48,19 @@ def test_each_answer_is_written_down_by_names_and_sizes(tmp_path: Path, monkeypa
     site, journal = write_tiny_hospital(tmp_path, "a"), tmp_path / "journal.jsonl"
     monkeypatch.setenv(JOURNAL_VARIABLE, str(journal))
     state = get_state(build_model(STUDY.model, num_sequences=3))
-    train = TrainTask(study=STUDY, run="one", round=2, class_weights=(1.0, 1.0), fedprox_mu=0.0, state=state)
+    train = TrainTask(
+        study=STUDY, run="one", round=2, class_weights=(1.0, 1.0), fedprox_mu=0.0, state=state, class_counts=(3, 2)
+    )
 
     ask(DescribeTask(STUDY), "query.describe", site)
     ask(train, "train", site)
-    ask(EvaluateTask(STUDY, "validation", None, state), "evaluate", site)
+    ask(
+        EvaluateTask(
+            STUDY, "validation", None, state, run="run", round=1, class_weights=(1.0, 1.0), class_counts=(3, 2)
+        ),
+        "evaluate",
+        site,
+    )
     described, trained, evaluated = lines_of(journal)
 
     num_bytes = sum(array.nbytes for array in state.values())

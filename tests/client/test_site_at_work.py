@@ -37,7 +37,7 @@ def changed_config(path: Path, **settings: object) -> SiteConfig:
 
 def task(of: Study, *, round: int = 1, mu: float = 0.0, run: str = "run") -> TrainTask:
     state = initial_state(of.model, num_sequences=3, seed=of.seed)
-    return TrainTask(of, run, round, (1.0, 1.0), mu, state)
+    return TrainTask(of, run, round, (1.0, 1.0), mu, state, class_counts=(3, 2))
 
 
 def test_manifest_counts_what_is_there_and_names_nobody(config: SiteConfig) -> None:
@@ -87,7 +87,11 @@ def test_round_is_an_evaluation_of_what_arrived_and_a_plain_training_of_it(confi
         optimizer.step()
     assert state_digest(reply.state) == state_digest(get_state(plain))
     assert (reply.num_steps, reply.num_patients, reply.optimizer, reply.round) == (2, (4, 4), "fresh", 2)
-    before = site.evaluate(EvaluateTask(agreed, "validation", None, asked.state))
+    before = site.evaluate(
+        EvaluateTask(
+            agreed, "validation", None, asked.state, run="run", round=1, class_weights=(1.0, 1.0), class_counts=(3, 2)
+        )
+    )
     assert reply.evaluation == before.evaluation
 
 
@@ -119,7 +123,18 @@ def test_test_patients_are_counted_at_the_frozen_threshold(config: SiteConfig) -
     agreed = study()
     site = Site.open(config, agreed)
 
-    reply = site.evaluate(EvaluateTask(agreed, "test", float("-inf"), task(agreed).state))
+    reply = site.evaluate(
+        EvaluateTask(
+            agreed,
+            "test",
+            float("-inf"),
+            task(agreed).state,
+            run="run",
+            round=1,
+            class_weights=(1.0, 1.0),
+            class_counts=(3, 2),
+        )
+    )
 
     statistics = reply.evaluation.statistics
     assert statistics is not None

@@ -75,11 +75,13 @@ def manifest() -> SiteManifest:
 
 
 def train_task() -> TrainTask:
-    return TrainTask(STUDY, "run-1", 3, (0.6, 2.5), 0.01, ARRAYS)
+    return TrainTask(STUDY, "run-1", 3, (0.6, 2.5), 0.01, ARRAYS, class_counts=(9, 4), best_round=2)
 
 
 def evaluate_task(threshold: float | None = 0.25) -> EvaluateTask:
-    return EvaluateTask(STUDY, "test", threshold, ARRAYS)
+    return EvaluateTask(
+        STUDY, "test", threshold, ARRAYS, run="run", round=1, class_weights=(1.0, 1.0), class_counts=(3, 2)
+    )
 
 
 def evaluate_reply() -> EvaluateReply:
@@ -92,7 +94,7 @@ def read_train(records: RecordDict) -> TrainReply | Failure:
 
 
 def read_evaluate(records: RecordDict) -> EvaluateReply | Failure:
-    return read_evaluate_reply(records, study=STUDY, has_threshold=True)
+    return read_evaluate_reply(records, evaluate_task(0.0))
 
 
 Reader = Callable[[RecordDict], object]
@@ -242,9 +244,9 @@ def test_missing_part_of_a_message_is_named(records: RecordDict, reader: Reader)
 
 
 @pytest.mark.parametrize(("records", "reader"), MESSAGES.values(), ids=MESSAGES)
-@pytest.mark.parametrize("protocol", [0, 2, True, 1.0, "1", b"1" * 10_000], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("protocol", [0, 1, 3, True, 2.0, "2", b"2" * 10_000], ids=lambda value: type(value).__name__)
 def test_another_protocol_is_refused_in_few_words(records: RecordDict, reader: Reader, protocol: Any) -> None:
-    with pytest.raises(ProtocolError, match="this program speaks 1; install the same version") as caught:
+    with pytest.raises(ProtocolError, match="this program speaks 2; install the same version") as caught:
         reader(changed(records, protocol=protocol))
 
     assert len(str(caught.value)) < 200

@@ -26,7 +26,11 @@ def line_of(text: str, start: str) -> int:
 
 BROKEN: dict[str, tuple[dict[str, object], str, str]] = {
     "unknown setting": ({"training": {"optimiser": "sgd"}}, "optimiser", "did you mean 'optimizer'?"),
-    "unknown section": ({"privacy": {"epsilon": 1.0}}, "privacy", "known here: augmentation, evaluation, model"),
+    "unknown section": (
+        {"privacy": {"epsilon": 1.0}},
+        "privacy",
+        "known here: aggregation, augmentation, evaluation, model",
+    ),
     "unknown choice": ({"training": {"optimizer": "adam"}}, "optimizer", "found 'adam', input should be 'adamw' or"),
     "text for a number": ({"rounds": "many"}, "rounds", "found 'many', input should be a valid integer"),
     "number as a text": ({"training": {"learning_rate": "0.1"}}, "learning_rate", "found '0.1', input should be a"),
@@ -175,12 +179,31 @@ OTHER_VALUES: dict[str, object] = {
     "training.keep_optimizer_state": True,
     "training.local_steps": 7,
     "training.max_grad_norm": 1.0,
+    "training.fedprox_adaptive": True,
+    "training.control_variates": True,
+    "training.sampling": "class_balanced",
+    "aggregation.method": "fedadam",
+    "aggregation.server_learning_rate": 0.5,
+    "personalization.method": "ditto",
+    "participation.held_out": ["hospital-f"],
+    "split.num_folds": 5,
     "evaluation.operating_point.rule": "specificity",
     "evaluation.operating_point.value": 0.8,
     "evaluation.interval": "clopper-pearson",
     "evaluation.prevalence": 0.2,
 }
 """A changed value where a larger number is none."""
+
+NEEDED_WITH: dict[str, dict[str, dict[str, object]]] = {
+    "training.local_steps": {"training": {"local_epochs": None}},
+    "training.control_variates": {
+        "training": {"optimizer": "sgd", "momentum": 0.0, "local_steps": 4, "local_epochs": None}
+    },
+    "training.sampling": {"training": {"class_weighting": "none"}},
+    "split.fold": {"split": {"num_folds": 5}},
+    "split.repeat": {"split": {"num_folds": 5}},
+}
+"""What else must be set for a changed value to be allowed."""
 
 
 def leaves(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -196,8 +219,10 @@ ALL_SETTINGS = dict(leaves(study(study_text(augmentation={"drop_sequence": 0.1})
 
 @pytest.mark.parametrize("setting", [name for name in ALL_SETTINGS if name != "model.name"])
 def test_digest_changes_with_every_setting(setting: str) -> None:
-    before = study(study_text(augmentation={"drop_sequence": 0.1}))
-    values = before.model_dump(mode="json")
+    values = study(study_text(augmentation={"drop_sequence": 0.1})).model_dump(mode="json")
+    for name, others in NEEDED_WITH.get(setting, {}).items():
+        values[name] |= others
+    before = study(yaml.safe_dump(values)) if setting != "training.local_steps" else study(study_text())
     *path, last = setting.split(".")
     section = values
     for part in path:
@@ -207,8 +232,6 @@ def test_digest_changes_with_every_setting(setting: str) -> None:
         section[last] = OTHER_VALUES[setting]
     else:
         section[last] = old + 1 if isinstance(old, int) else old * 0.9 or 0.5
-    if setting == "training.local_steps":
-        section["local_epochs"] = None
 
     after = study(yaml.safe_dump(values))
 

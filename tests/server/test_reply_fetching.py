@@ -55,7 +55,9 @@ def message_in_parts() -> tuple[str, list[str], dict[str, bytes]]:
     take_server_identity(run_id=1, node_id=1)
     same = np.arange(600, dtype=np.float32).reshape(20, 30)
     state: dict[str, Array] = {"a": same, "b": same.copy(), "c": np.zeros(3, np.int64), "d": np.array(1.5, np.float32)}
-    message = Message(task_records(TrainTask(STUDY, "run", 1, (1.0, 1.0), 0.0, state)), 7, "train", ttl=60.0)
+    message = Message(
+        task_records(TrainTask(STUDY, "run", 1, (1.0, 1.0), 0.0, state, class_counts=(3, 2))), 7, "train", ttl=60.0
+    )
     objects = {number: each.deflate() for number, each in get_all_nested_objects(message).items()}
     return message.object_id, [tree.object_id for tree in iterate_object_tree(get_object_tree(message))], objects
 

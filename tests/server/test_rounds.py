@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from common.model_state import non_finite_entry
 from common.study import parse_study
 from common.tasks import SiteManifest
-from server.rounds import class_weights
+from server.rounds import class_counts, class_weights
 from tests.tiny_federation import Act, Answer, FaultyClientApp, Run, run_federation
 from tests.tiny_hospitals import study_text
 
@@ -125,7 +125,7 @@ REFUSED: dict[str, tuple[Act, str]] = {
     "another cohort": (with_values(cohort="0" * 64), "the validation patients are not those registered"),
     "another split": (with_values(split="test"), "evaluated the test patients, expected validation"),
     "loss without end": (with_values(train_loss=float("inf")), "'train-loss' is inf"),
-    "garbage": (with_garbage, "the message is of protocol list, this program speaks 1"),
+    "garbage": (with_garbage, "the message is of protocol list, this program speaks 2"),
     "nothing": (with_nothing, "the message has no 'reply' part"),
     "counts at odds": (with_statistics(num_patients=[3, 4]), "histogram_necrosis does not add up to its num_patients"),
     "counts of others": (with_more_validation_patients, "counted (30, 30) validation patients, registered (3, 3)"),
@@ -235,6 +235,17 @@ def test_class_weights_are_of_the_patients_of_all_sites_together() -> None:
     study = parse_study(study_text(), origin="study")
     unweighted = parse_study(study_text(training={"class_weighting": "none"}), origin="study")
 
-    assert class_weights(study, manifests) == (20 / 32, 20 / 8)
-    assert class_weights(unweighted, manifests) == (1.0, 1.0)
-    assert class_weights(study, {"a": manifest(12, 0)}) == (0.5, 0.0)
+    assert class_counts(study, manifests) == (16, 4)
+    assert class_weights(study, (16, 4)) == (20 / 32, 20 / 8)
+    assert class_weights(unweighted, (16, 4)) == (1.0, 1.0)
+    assert class_weights(study, (12, 0)) == (0.5, 0.0)
+
+
+def test_patients_of_a_site_that_is_held_out_do_not_count_in_the_class_weights() -> None:
+    def manifest(num_recurrence: int, num_necrosis: int) -> SiteManifest:
+        counts = {"train": (num_recurrence, num_necrosis), "validation": (0, 0), "test": (0, 0)}
+        return SiteManifest("a", "", counts, {}, {}, {}, {}, "cpu", 1, {})  # type: ignore[arg-type]
+
+    study = parse_study(study_text(participation={"min_sites": 1, "held_out": ["b"]}), origin="study")
+
+    assert class_counts(study, {"a": manifest(12, 2), "b": manifest(3, 3)}) == (12, 2)

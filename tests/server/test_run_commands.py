@@ -86,7 +86,7 @@ def test_run_of_some_of_the_sites(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        pytest.param(["--sites", "a"], "1 sites would take part, the study needs participation.min_sites 2", id="few"),
+        pytest.param(["--sites", "a"], "1 sites would train, the study needs participation.min_sites 2", id="few"),
         pytest.param(["--sites", "a,b,d"], "'d' is not admitted; admitted are a, b, c", id="unknown"),
         pytest.param(["--name", "../x"], "--name is '../x', expected letters", id="name"),
     ],

@@ -99,7 +99,10 @@ BROKEN = {
     "study that is a list": (write("study.yaml", b"- a\n- b\n"), "found list"),
     "study that is no text": (write("study.yaml", b"\xff\xfe\x00\x01"), "cannot be read"),
     "study with a crop of one number": (replace("study.yaml", "  - 16\n  - 16\n  - 16\n", "  - 16\n"), "size_voxels"),
-    "study that wants more sites": (replace("study.yaml", "min_sites: 1", "min_sites: 5"), "1 sites are given"),
+    "study that wants more sites": (
+        replace("study.yaml", "min_sites: 1", "min_sites: 5"),
+        "1 sites are given to train",
+    ),
     "study with groups that do not fit": (replace("study.yaml", "num_groups: 4", "num_groups: 5"), "groups"),
     "study in finer bins than the site shows": (
         replace("study.yaml", "min_pooled_sites: 1", "min_pooled_sites: 1\n  num_bins: 512"),
