@@ -24,8 +24,8 @@ from client.training import (
 )
 from common.errors import ConfigError, DisclosureError
 from common.messages import bins_of
-from common.model import build_model, get_state, set_state
 from common.model_state import ModelState
+from common.models import build_model, get_state, set_state
 from common.schedule import learning_rate_in_round
 from common.study import Study
 from common.tasks import (

@@ -10,8 +10,8 @@ from datetime import datetime
 from flwr.serverapp import Grid
 
 from common.errors import GliornError
-from common.model import initial_state
 from common.model_state import Array, state_digest
+from common.models import initial_state
 from common.schedule import learning_rate_in_round
 from common.tasks import EvaluateTask, Split, TrainTask
 from server import progress as checkpoint

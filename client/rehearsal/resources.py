@@ -39,7 +39,7 @@ class ModelSize:
 
 def model_size(study: Study) -> ModelSize:
     """Build the study's model once and measure it."""
-    from common.model import build_model
+    from common.models import build_model
 
     model = build_model(study.model, num_sequences=len(study.sequences))
     return ModelSize(

@@ -23,7 +23,7 @@ from client.prepare import prepare_site
 from client.site import Site, find_device
 from client.training import TrainingSet, build_optimizer, proximal_penalty, round_generator, train_locally
 from common.errors import GliornError
-from common.model import build_model, initial_state, set_state
+from common.models import build_model, initial_state, set_state
 from common.schedule import learning_rate_in_round
 from common.study import Study, parse_study
 

@@ -22,7 +22,7 @@ from common.messages import (
     read_train_reply,
     task_records,
 )
-from common.model import initial_state
+from common.models import initial_state
 from common.study import parse_study
 from common.tasks import (
     DescribeTask,

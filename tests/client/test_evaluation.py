@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from client.evaluation import disclose, margins_of_exams, mean_per_patient
 from common.errors import DisclosureError, TrainingError
 from common.metrics.bins import MarginBins
-from common.model import build_model
+from common.models import build_model
 from common.study import ModelSpec
 from common.tasks import Evaluation
 

@@ -13,7 +13,7 @@ from client.kit import SITE_CONFIG_KEY
 from client.sayings import answer_in_words, size_in_words
 from common.flower_private import new_context, take_server_identity
 from common.messages import task_records
-from common.model import build_model, get_state
+from common.models import build_model, get_state
 from common.study import parse_study
 from common.tasks import DescribeTask, EvaluateTask, TrainTask
 from tests.full_disk import fill_the_disk

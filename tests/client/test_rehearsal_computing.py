@@ -19,7 +19,7 @@ from client.rehearsal.computing import (
 from client.rehearsal.findings import shown_bytes, shown_seconds
 from client.rehearsal.resources import ModelSize, check_disks, check_gpu_memory, check_memory, model_size
 from client.rehearsal.trial import MAX_STEPS, Trial
-from common.model import initial_state
+from common.models import initial_state
 from common.study import Study, parse_study
 from tests.tiny_hospitals import study_text, write_tiny_hospital
 

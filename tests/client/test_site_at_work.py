@@ -14,8 +14,8 @@ from client.site import Site, find_device
 from client.training import round_generator
 from common.errors import ConfigError, DisclosureError, ProtocolError, TrainingError
 from common.messages import bins_of
-from common.model import build_model, get_state, initial_state, set_state
 from common.model_state import state_digest, update_norm
+from common.models import build_model, get_state, initial_state, set_state
 from common.study import Study, parse_study
 from common.tasks import EvaluateTask, TrainTask
 from tests.tiny_hospitals import study_text, write_tiny_hospital

@@ -19,8 +19,8 @@ from client.training import (
     train_locally,
 )
 from common.errors import TrainingError
-from common.model import build_model, get_state
 from common.model_state import state_digest, update_norm
+from common.models import build_model, get_state
 from common.study import AugmentationSpec, ModelSpec, TrainingSpec
 
 GROUP = ModelSpec(width=0.125, num_groups=4)

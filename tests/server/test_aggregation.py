@@ -14,8 +14,8 @@ from torch import nn
 
 from client.training import TrainingSet, build_optimizer, train_locally
 from common import model_state
-from common.model import build_model, get_state, initial_state, set_state
 from common.model_state import Array, state_digest, update_norm
+from common.models import build_model, get_state, initial_state, set_state
 from common.study import AugmentationSpec, ModelSpec, TrainingSpec
 from server.aggregation import aggregation_weight, balanced_class_weights, weighted_mean
 

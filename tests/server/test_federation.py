@@ -20,7 +20,7 @@ from client.evaluation import margins_of_exams, mean_per_patient
 from client.prepare import prepare_site
 from client.site import Site
 from common.messages import bins_of
-from common.model import build_model, set_state
+from common.models import build_model, set_state
 from common.study import parse_study
 from common.tasks import TrainReply, TrainTask
 from server.federation import QuorumError

@@ -15,8 +15,8 @@ from torch import nn
 from client.config import read_site_config
 from client.prepare import prepare_site
 from client.training import round_generator
-from common.model import build_model, get_state, initial_state, set_state
 from common.model_state import state_digest
+from common.models import build_model, get_state, initial_state, set_state
 from simulations.engines.in_process import CLIENT_APP_RAISED, InProcessGrid
 from tests.tiny_federation import run_federation, write_hospitals
 from tests.tiny_hospitals import study_text

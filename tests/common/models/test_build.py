@@ -7,8 +7,8 @@ from pydantic import ValidationError
 from torch import nn
 
 from common.errors import ProtocolError
-from common.model import build_model, get_state, initial_state, set_state
 from common.model_state import state_digest
+from common.models import build_model, get_state, initial_state, set_state
 from common.study import ModelSpec
 
 SMALL = ModelSpec(width=0.125, num_groups=4)

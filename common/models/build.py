@@ -1,22 +1,22 @@
-"""The networks a study can name, built by one function that checks what it built."""
+"""One function that builds every network a study can name, and the states that go into it and come out of it."""
 
 import hashlib
+from functools import lru_cache
 
 import torch
-from monai.networks.nets.resnet import resnet10
 from torch import nn
 
 from common.model_state import Array, ModelState, require_same_parameters
+from common.models.norm import norm_layers, norm_state_names, replace_batch_norm
+from common.models.resnet import build_resnet
 from common.study import ModelSpec
-
-NORM_TYPES = (nn.BatchNorm3d, nn.GroupNorm)
 
 
 def build_model(spec: ModelSpec, *, num_sequences: int, generator: torch.Generator | None = None) -> nn.Module:
     """Build the study's network: input (B, num_sequences, D, H, W), output (B, 2) logits of recurrence and necrosis.
 
-    ResNet10 is the 3D ResNet of Hara et al. (2018, arXiv:1711.09577) with one basic block per stage, as in MONAI.
-    MONAI 1.6.1 passes its `norm` argument to the stem alone, so the layers are replaced here, by module type.
+    Every network is built with batch norm first: MONAI 1.6.1 passes the `norm` argument of its ResNets to the stem
+    alone, so the layers are replaced here, by module type.
 
     Args:
         spec: Architecture, normalisation and width.
@@ -26,32 +26,25 @@ def build_model(spec: ModelSpec, *, num_sequences: int, generator: torch.Generat
     with torch.random.fork_rng(devices=[], enabled=generator is not None):
         if generator is not None:
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        model = resnet10(
-            spatial_dims=3,
-            n_input_channels=num_sequences,
-            num_classes=2,
-            conv1_t_stride=spec.stem_stride,
-            widen_factor=spec.width,
-        )
+        model = build_resnet(spec, num_sequences=num_sequences)
     if spec.norm == "group":
-        _replace_batch_norm(model, spec.num_groups)
+        replace_batch_norm(model, spec.num_groups)
     _require_built_as_asked(model, spec)
-    return model  # type: ignore[no-any-return]
-
-
-def _replace_batch_norm(module: nn.Module, num_groups: int) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm3d):
-            setattr(module, name, nn.GroupNorm(num_groups, child.num_features))
-        else:
-            _replace_batch_norm(child, num_groups)
+    return model
 
 
 def _require_built_as_asked(model: nn.Module, spec: ModelSpec) -> None:
     wanted = nn.GroupNorm if spec.norm == "group" else nn.BatchNorm3d
-    norms = [module for module in model.modules() if isinstance(module, NORM_TYPES)]
+    norms = norm_layers(model)
     assert len(norms) == 12, f"ResNet10 has 12 normalisation layers, found {len(norms)}"
-    assert all(type(norm) is wanted for norm in norms), f"a layer is not {wanted.__name__}"
+    assert all(type(norm) is wanted for norm in norms.values()), f"a layer is not {wanted.__name__}"
+
+
+@lru_cache(maxsize=32)
+def local_names(spec: ModelSpec, *, num_sequences: int) -> frozenset[str]:
+    """Entries of the state of the study's network that stay at their site, which `norm_state_names` explains."""
+    with torch.device("meta"):
+        return norm_state_names(build_model(spec, num_sequences=num_sequences), spec)
 
 
 def initial_state(spec: ModelSpec, *, num_sequences: int, seed: int) -> dict[str, Array]:
