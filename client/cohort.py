@@ -68,6 +68,12 @@ def load_cohort(config: SiteConfig, study: Study) -> Cohort:
     named = {exam.patient_id: exam.split for exam in exams if exam.split is not None}
     if not named:
         return split_by_patient(exams, study.split, site=config.name, seed=study.seed)
+    if study.split.num_folds is not None:
+        raise ConfigError(
+            f"{config.data.table}: the column split names the test patients, but this study draws them anew for each "
+            f"of its {study.split.num_folds} folds (split.num_folds); take part with a table without the column split, "
+            "or agree with the coordinator on a study without num_folds"
+        )
     if "train" not in named.values():
         raise ConfigError(
             f"{config.data.table}: no patient is in split train; name training patients or delete the column split"
@@ -105,19 +111,56 @@ def split_by_patient(exams: tuple[Exam, ...], spec: SplitSpec, *, site: str, see
 
     Patients of each class are sorted by identifier and shuffled by a generator that is seeded with the study's seed
     and the site's name, so neither the order of the rows nor another site has any influence. Sizes: `part_sizes`.
+    With `num_folds` see `_draw_fold`.
     """
-    seed_bytes = hashlib.sha256(json.dumps(["split", seed, site]).encode()).digest()
-    rng = np.random.default_rng(int.from_bytes(seed_bytes, "big"))
     label_of = {exam.patient_id: exam.label for exam in exams}
+    classes = [sorted(patient for patient, own in label_of.items() if own == label) for label in (0, 1)]
+    draw = _draw_shares if spec.num_folds is None else _draw_fold
+    in_order = tuple(sorted(exams, key=lambda exam: (exam.patient_id, exam.exam_id)))
+    return Cohort(site, in_order, draw(classes, spec, site=site, seed=seed), "drawn")
+
+
+def _draw_shares(classes: list[list[str]], spec: SplitSpec, *, site: str, seed: int) -> dict[str, Split]:
+    rng = _generator("split", seed, site)
     split_of: dict[str, Split] = {}
-    for label in (0, 1):
-        patients = sorted(patient for patient, own in label_of.items() if own == label)
-        shuffled = [patients[i] for i in rng.permutation(len(patients))]
+    for patients in classes:
+        shuffled = _shuffled(patients, rng)
         for split, size in zip(SPLITS, part_sizes(len(patients), spec), strict=True):
             split_of.update(dict.fromkeys(shuffled[:size], split))
             shuffled = shuffled[size:]
-    in_order = tuple(sorted(exams, key=lambda exam: (exam.patient_id, exam.exam_id)))
-    return Cohort(site, in_order, split_of, "drawn")
+    return split_of
+
+
+def _draw_fold(classes: list[list[str]], spec: SplitSpec, *, site: str, seed: int) -> dict[str, Split]:
+    """One fold of a stratified cross-validation by patient; `spec.fold` is the test.
+
+    The shuffled patients of one class after the other are dealt to the folds in turn, so that folds differ by one
+    patient at most, in all and in each class, and a patient is in the test of exactly one fold of a repeat. The rest
+    gives its share to validation, drawn anew for each fold: at least one patient of a class, and never the last one.
+    """
+    assert spec.num_folds is not None
+    dealing = _generator("folds", seed, site, spec.repeat)
+    choosing = _generator("validation", seed, site, spec.repeat, spec.fold)
+    split_of: dict[str, Split] = {}
+    num_dealt = 0
+    for patients in classes:
+        folds = {patient: (num_dealt + i) % spec.num_folds for i, patient in enumerate(_shuffled(patients, dealing))}
+        num_dealt += len(patients)
+        rest = _shuffled([patient for patient in patients if folds[patient] != spec.fold], choosing)
+        num_validation = min(max(1, int(len(rest) * spec.validation + 0.5)), max(len(rest) - 1, 0))
+        split_of.update(dict.fromkeys(patients, "test"))
+        split_of.update(dict.fromkeys(rest, "train"))
+        split_of.update(dict.fromkeys(rest[:num_validation], "validation"))
+    return split_of
+
+
+def _generator(*key: str | int) -> np.random.Generator:
+    seed_bytes = hashlib.sha256(json.dumps(key).encode()).digest()
+    return np.random.default_rng(int.from_bytes(seed_bytes, "big"))
+
+
+def _shuffled(patients: list[str], rng: np.random.Generator) -> list[str]:
+    return [patients[i] for i in rng.permutation(len(patients))]
 
 
 def part_sizes(num_patients: int, spec: SplitSpec) -> tuple[int, int, int]:

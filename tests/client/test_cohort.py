@@ -98,6 +98,76 @@ def test_another_seed_or_site_gives_another_split() -> None:
     assert splits[0] != splits[2]
 
 
+def folds_of(
+    labels: dict[str, Label], num_folds: int, *, repeat: int = 0, seed: int = 1, site: str = "a"
+) -> list[Cohort]:
+    """The cohort of every fold."""
+    specs = [SplitSpec(num_folds=num_folds, fold=fold, repeat=repeat) for fold in range(num_folds)]
+    return [split_by_patient(exams_of(labels), spec, site=site, seed=seed) for spec in specs]
+
+
+@given(cohorts, st.integers(2, 20), st.integers(0, 1000), st.integers(0, 2**31 - 1))
+def test_every_patient_is_in_the_test_of_exactly_one_fold(
+    labels: dict[str, Label], num_folds: int, repeat: int, seed: int
+) -> None:
+    cohorts = folds_of(labels, num_folds, repeat=repeat, seed=seed)
+
+    tested = [patient for cohort in cohorts for patient, split in cohort.split_of.items() if split == "test"]
+    assert sorted(tested) == sorted(labels)
+    assert all(cohort.split_of.keys() == labels.keys() for cohort in cohorts)
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(2, 20), st.integers(0, 99))
+def test_folds_have_their_share_of_each_class_and_the_rest_its_share_of_validation(
+    num_negative: int, num_positive: int, num_folds: int, seed: int
+) -> None:
+    labels: dict[str, Label] = dict.fromkeys((f"n{i}" for i in range(num_negative)), 0)
+    labels.update(dict.fromkeys((f"p{i}" for i in range(num_positive)), 1))
+
+    cohorts = folds_of(labels, num_folds, seed=seed)
+
+    sizes = [cohort.num_patients("test") for cohort in cohorts]
+    assert max(sizes) - min(sizes) <= 1
+    for label, total in enumerate((num_negative, num_positive)):
+        assert {cohort.class_counts("test")[label] for cohort in cohorts} <= {
+            total // num_folds,
+            -(-total // num_folds),
+        }
+        for cohort in cohorts:
+            validation, rest = cohort.class_counts("validation")[label], total - cohort.class_counts("test")[label]
+            assert validation == (max(1, int(rest * 0.2 + 0.5)) if rest > 1 else 0)
+
+
+def test_folds_are_those_of_the_seed_the_site_and_the_repeat_alone() -> None:
+    labels: dict[str, Label] = {f"{i:02d}": 0 for i in range(40)}
+    spec = SplitSpec(num_folds=4)
+
+    same = split_by_patient(tuple(reversed(exams_of(labels))), spec, site="a", seed=1).split_of
+    others = [folds_of(labels, 4, **change)[0].split_of for change in ({"seed": 2}, {"site": "b"}, {"repeat": 1})]
+
+    first = folds_of(labels, 4)[0].split_of
+    assert same == first
+    assert all(other != first for other in others)
+
+
+def test_each_fold_draws_its_own_validation_patients() -> None:
+    folds = folds_of({f"{i:02d}": 0 for i in range(40)}, 4)
+
+    drawn = [frozenset(p for p, split in fold.split_of.items() if split == "validation") for fold in folds]
+
+    assert len(set(drawn)) == 4
+
+
+def test_folds_are_refused_where_the_table_names_the_test_patients(make_hospital: MakeHospital, study: Study) -> None:
+    hospital = make_hospital(1)
+    hospital.edit_table("lesion_z\n", "lesion_z\tsplit\n")
+    hospital.edit_table("\t4\n", "\t4\ttrain\n")
+    folded = study.model_copy(update={"split": SplitSpec(num_folds=5)})
+
+    with pytest.raises(ConfigError, match=r"draws them anew for each of its 5 folds .* table without the column split"):
+        load_cohort(hospital.config(), folded)
+
+
 def test_a_split_that_the_table_names_is_kept(make_hospital: MakeHospital, study: Study) -> None:
     hospital = make_hospital(3)
     text = (hospital.folder / "table.tsv").read_text().splitlines()
