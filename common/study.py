@@ -170,6 +170,23 @@ class AggregationSpec(Settings):
             return self.server_learning_rate
         return 0.01 if self.method in ("fedadam", "fedyogi") else 1.0
 
+    @property
+    def least_sites(self) -> int:
+        """Replies without which the method says nothing, or is another one in disguise.
+
+        A median of two is their mean; a mean from which `num_faulty` are cut at each end needs one that stays
+        (Yin et al. 2018, arXiv:1803.01498); Krum needs 2f + 3 (Blanchard et al. 2017, arXiv:1703.02757, section 3).
+        """
+        match self.method:
+            case "median":
+                return 3
+            case "trimmed_mean":
+                return 2 * self.num_faulty + 1
+            case "multi_krum":
+                return 2 * self.num_faulty + 3
+            case _:
+                return 1
+
 
 class PersonalizationSpec(Settings):
     """A model of its own for every site, beside the global one, which it does not change."""
@@ -317,6 +334,17 @@ class Study(Settings):
             raise ValueError("aggregation local has no global model to stay near; delete fedprox_mu")
         if self.model.norm in ("fedbn", "silobn") and method == "multi_krum":
             raise ValueError("multi_krum picks whole states, which do not exist with norm fedbn or silobn; use median")
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_suffice(self) -> "Study":
+        method, least = self.aggregation.method, self.aggregation.least_sites
+        if self.participation.min_sites < least:
+            what = "" if method == "median" else f" with num_faulty {self.aggregation.num_faulty}"
+            raise ValueError(
+                f"aggregation {method}{what} needs {least} sites in every round, and participation.min_sites "
+                f"{self.participation.min_sites} lets a round pass with fewer; set min_sites to {least} or more"
+            )
         return self
 
     @property

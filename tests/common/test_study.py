@@ -258,3 +258,21 @@ def test_rules_on_a_share_aim_at_ninety_per_cent_unless_told_otherwise() -> None
     assert study(study_text()).evaluation.operating_point.target == 0.9
     youden = study(study_text(evaluation={"operating_point": {"rule": "youden"}}))
     assert youden.evaluation.operating_point.target is None
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "least"),
+    [
+        pytest.param({"method": "median"}, 3, id="median"),
+        pytest.param({"method": "trimmed_mean", "num_faulty": 2}, 5, id="trimmed mean"),
+        pytest.param({"method": "multi_krum", "num_faulty": 1}, 5, id="multi-Krum"),
+        pytest.param({"method": "fedadam"}, 1, id="FedAdam"),
+    ],
+)
+def test_round_with_the_quorum_suffices_for_the_method(aggregation: dict[str, object], least: int) -> None:
+    enough = study(study_text(aggregation=aggregation, participation={"min_sites": least}))
+
+    assert enough.aggregation.least_sites == least
+    if least > 1:
+        with pytest.raises(ConfigError, match=rf"needs {least} sites in every round, and .*; set min_sites to {least}"):
+            study(study_text(aggregation=aggregation, participation={"min_sites": least - 1}))
