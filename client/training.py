@@ -2,15 +2,18 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from client.augmentation import augment
+from client.sampling import batches_of_round
 from common.errors import TrainingError
+from common.models.norm import norm_layers
 from common.study import AugmentationSpec, TrainingSpec
 
 Penalty = Callable[[nn.Module], Tensor]
@@ -34,7 +37,7 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class TrainingOutcome:
-    """What a round of local training did: steps, and their mean loss without the penalty."""
+    """What local training did: steps, and their mean loss without the penalty."""
 
     num_steps: int
     mean_loss: float
@@ -43,16 +46,50 @@ class TrainingOutcome:
 def proximal_penalty(mu: float, reference: Mapping[str, Tensor]) -> Penalty:
     """FedProx: mu/2 times the squared distance to the global model (Li et al. 2020, arXiv:1812.06127, equation 2).
 
+    Ditto's pull of a site's own model towards the global one has the same form, with lambda for mu (Li et al. 2021,
+    arXiv:2012.04221, equation 1).
+
     Args:
         mu: Strength, above 0.
-        reference: The global model's trainable parameters by name, on the model's device. Buffers take no part.
+        reference: The global model's trainable parameters by name, on the model's device. Buffers, and what is not
+            named here, take no part.
     """
 
     def penalty(model: nn.Module) -> Tensor:
-        squares = [(p - reference[name]).square().sum() for name, p in model.named_parameters() if p.requires_grad]
+        squares = [(p - reference[name]).square().sum() for name, p in model.named_parameters() if name in reference]
         return 0.5 * mu * torch.stack(squares).sum()
 
     return penalty
+
+
+def trainable_parameters(model: nn.Module, *, without: frozenset[str] = frozenset()) -> dict[str, Tensor]:
+    """Copies of the parameters that are trained, but for some names: what a penalty pulls to."""
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and name not in without
+    }
+
+
+def log_priors(class_counts: tuple[int, int]) -> tuple[float, float]:
+    """Logit adjustment: the log of each class's share (Menon et al. 2021, arXiv:2007.07314, equation 10, tau 1).
+
+    Added to the logits in training alone, so that the raw logits rank by what the classes look like, not by how
+    common they are.
+
+    Args:
+        class_counts: Training patients of all sites with label 0 and with label 1.
+
+    Raises:
+        TrainingError: If a class has no patient at any site, so that it has no prior.
+    """
+    total = sum(class_counts)
+    if min(class_counts) <= 0:
+        raise TrainingError(
+            f"all sites together have {list(class_counts)} training patients by class, expected some of each for "
+            "class_weighting logit_adjusted; write none in the study, or wait for a site that has both"
+        )
+    return math.log(class_counts[0] / total), math.log(class_counts[1] / total)
 
 
 def build_optimizer(model: nn.Module, training: TrainingSpec, *, learning_rate: float) -> torch.optim.Optimizer:
@@ -67,28 +104,6 @@ def build_optimizer(model: nn.Module, training: TrainingSpec, *, learning_rate: 
             )
 
 
-def batches(num_exams: int, *, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices of the batches of one pass in random order.
-
-    The pass is cut into ceil(n / batch_size) parts of nearly equal size, so that no batch of a single exam is left
-    over, on which batch norm would fail.
-    """
-    order = torch.randperm(num_exams, generator=generator)
-    return iter(torch.tensor_split(order, math.ceil(num_exams / batch_size)))
-
-
-def _batches_of_round(training: TrainingSpec, num_exams: int, generator: torch.Generator) -> Iterator[Tensor]:
-    steps_left = training.local_steps if training.local_steps is not None else math.inf
-    epochs_left = training.local_epochs if training.local_epochs is not None else math.inf
-    while epochs_left > 0:
-        for indices in batches(num_exams, batch_size=training.batch_size, generator=generator):
-            if steps_left <= 0:
-                return
-            yield indices
-            steps_left -= 1
-        epochs_left -= 1
-
-
 def train_locally(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -98,11 +113,14 @@ def train_locally(
     augmentation: AugmentationSpec,
     class_weights: tuple[float, float],
     generator: torch.Generator,
+    logit_offsets: tuple[float, float] | None = None,
     penalty: Penalty | None = None,
+    correction: Mapping[str, Tensor] | None = None,
 ) -> TrainingOutcome:
     """Train a model in place for the local epochs or local steps of the study.
 
-    The loss of a batch is the class-weighted mean of the cross-entropy, divided by the sum of the weights.
+    The loss of a batch is the class-weighted mean of the cross-entropy, divided by the sum of the weights. A layer of
+    normalisation whose parameters are not trained keeps its statistics too.
 
     Args:
         model: On the device it is trained on.
@@ -112,16 +130,19 @@ def train_locally(
         augmentation: Random changes of the images.
         class_weights: Loss weights of labels 0 and 1.
         generator: On the CPU; decides the order of the exams and the augmentation.
+        logit_offsets: Added to the logits of labels 0 and 1 in the loss, for example `log_priors`.
         penalty: Added to the loss, for example by `proximal_penalty`.
+        correction: Added to the gradient of every step after clipping, by parameter, as SCAFFOLD does.
 
     Raises:
         TrainingError: If a loss, or a number of the trained model, is NaN or infinite.
     """
     device = next(model.parameters()).device
     weights = torch.tensor(class_weights, device=device)
+    offsets = None if logit_offsets is None else torch.tensor(logit_offsets, device=device)
     losses: list[Tensor] = []
-    model.train()
-    for indices in _batches_of_round(training, len(training_set.labels), generator):
+    _begin_training(model)
+    for indices in batches_of_round(training, training_set.labels, generator):
         images = augment(
             training_set.images[indices].to(device),
             augmentation,
@@ -129,12 +150,15 @@ def train_locally(
             generator=generator,
         )
         labels = training_set.labels[indices].to(device)
-        loss = functional.cross_entropy(model(images), labels, weight=weights)  # (B, 2), (B,) -> ()
+        logits = model(images) if offsets is None else model(images) + offsets  # (B, 2)
+        loss = functional.cross_entropy(logits, labels, weight=weights)
         total = loss if penalty is None else loss + penalty(model)
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         if training.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
+        if correction is not None:
+            _correct(model, correction)
         optimizer.step()
         losses.append(loss.detach())
     mean_loss = float(torch.stack(losses).double().mean())
@@ -150,7 +174,25 @@ def train_locally(
     return TrainingOutcome(num_steps=len(losses), mean_loss=mean_loss)
 
 
-def round_generator(*, seed: int, site: str, round: int) -> torch.Generator:
-    """Source of a round's randomness at a site: a function of the study's seed, the site's name and the round."""
-    key = hashlib.sha256(f"train\0{seed}\0{site}\0{round}".encode()).digest()
+def _begin_training(model: nn.Module) -> None:
+    model.train()
+    for layer in norm_layers(model).values():
+        if not any(parameter.requires_grad for parameter in layer.parameters()):
+            layer.eval()
+
+
+def _correct(model: nn.Module, correction: Mapping[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        if name in correction and parameter.grad is not None:
+            parameter.grad.add_(correction[name])
+
+
+def round_generator(
+    *, seed: int, site: str, round: int, purpose: Literal["train", "personal", "fine_tune", "statistics"] = "train"
+) -> torch.Generator:
+    """Source of a round's randomness at a site: a function of the study's seed, the site's name and the round.
+
+    What is done beside the training of the global model has a source of its own, so that it changes nothing there.
+    """
+    key = hashlib.sha256(f"{purpose}\0{seed}\0{site}\0{round}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from client.sampling import batches
 from client.training import (
     TrainingOutcome,
     TrainingSet,
-    batches,
     build_optimizer,
     proximal_penalty,
     round_generator,
