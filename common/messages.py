@@ -16,17 +16,21 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from pydantic import ValidationError
 
 from common.errors import ProtocolError
-from common.metrics.bins import MarginBins
-from common.metrics.site_statistics import SiteStatistics
+from common.metrics.bins import MAX_BINS, Histogram, MarginBins
+from common.metrics.paired import DifferenceSums, SiteComparison
+from common.metrics.site_statistics import MAX_PATIENTS, SiteStatistics
 from common.model_state import Array, ModelState, in_c_order
 from common.study import Study
 from common.tasks import (
     SPLITS,
+    CompareReply,
+    CompareTask,
     DescribeTask,
     EvaluateReply,
     EvaluateTask,
     Evaluation,
     Failure,
+    ModelOfRun,
     Reply,
     SiteManifest,
     Split,
@@ -35,7 +39,12 @@ from common.tasks import (
 )
 
 PROTOCOL = 2
-MESSAGE_TYPES = {DescribeTask: "query.describe", TrainTask: "train", EvaluateTask: "evaluate"}
+MESSAGE_TYPES = {
+    DescribeTask: "query.describe",
+    TrainTask: "train",
+    EvaluateTask: "evaluate",
+    CompareTask: "query.compare",
+}
 """Flower's message type for each task; the part after the dot names the handler."""
 
 PING_TYPE = "query.ping"
@@ -46,6 +55,8 @@ MAX_FAILURE_CODE = 40
 
 _KEY_STATE, _KEY_TASK, _KEY_REPLY, _KEY_STATISTICS = "state", "task", "reply", "statistics"
 _KEY_CONTROL, _KEY_PERSONAL, _KEY_PERSONAL_STATISTICS = "control", "personal", "personal-statistics"
+_KEY_COMPARISON = "comparison"
+_HISTOGRAMS = ("first_recurrence", "first_necrosis", "second_recurrence", "second_necrosis")
 _RUN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _MAX_COUNT = 10**9
 _SHORT_TEXT = r"[ -~]{0,80}"
@@ -60,7 +71,7 @@ def bins_of(study: Study) -> MarginBins:
 # --- tasks ------------------------------------------------------------------------------------------------------------
 
 
-def task_records(task: DescribeTask | TrainTask | EvaluateTask) -> RecordDict:
+def task_records(task: DescribeTask | TrainTask | EvaluateTask | CompareTask) -> RecordDict:
     """A task as Flower records."""
     config: dict[str, Any] = {"protocol": PROTOCOL, "study": task.study.model_dump_json()}
     match task:
@@ -83,9 +94,18 @@ def task_records(task: DescribeTask | TrainTask | EvaluateTask) -> RecordDict:
                 "threshold": [] if task.threshold is None else [task.threshold],
                 "personal-threshold": [] if task.personal_threshold is None else [task.personal_threshold],
             }
+        case CompareTask():
+            for place, model in (("first", task.first), ("second", task.second)):
+                config |= {
+                    f"{place}-run": model.run,
+                    f"{place}-study": model.study_digest,
+                    f"{place}-personal": int(model.personal),
+                }
     records = RecordDict({_KEY_TASK: ConfigRecord(config)})
-    if not isinstance(task, DescribeTask):
+    if isinstance(task, TrainTask | EvaluateTask):
         records[_KEY_STATE] = _array_record(task.state)
+    if isinstance(task, CompareTask) and task.pools is not None:
+        records[_KEY_COMPARISON] = MetricRecord({**_histogram_lists(task.pools)})
     if isinstance(task, TrainTask) and task.control is not None:
         records[_KEY_CONTROL] = _array_record(task.control)
     return records
@@ -149,6 +169,22 @@ def read_evaluate_task(records: RecordDict) -> EvaluateTask:
     )
 
 
+def read_compare_task(records: RecordDict) -> CompareTask:
+    """Read a task at a site; raises like `read_describe_task`."""
+    values = _Values(records, _KEY_TASK)
+    first, second = (
+        ModelOfRun(
+            run=values.text(f"{place}-run", pattern=_RUN),
+            study_digest=values.text(f"{place}-study", pattern=r"[0-9a-f]{64}"),
+            personal=bool(values.whole(f"{place}-personal", low=0, high=1)),
+        )
+        for place in ("first", "second")
+    )
+    lists = _integer_lists(records)
+    pools = None if lists is None else _read_histograms(lists)
+    return CompareTask(values.study(), first, second, pools)
+
+
 def _threshold(values: "_Values", key: str) -> float | None:
     threshold = values.numbers(key, length=None, low=-np.inf, high=np.inf)
     if len(threshold) > 1:
@@ -192,6 +228,28 @@ def reply_records(reply: Reply) -> RecordDict:
                 records[_KEY_PERSONAL] = ConfigRecord(_evaluation_config(reply.personal))
                 _with_statistics(records, reply.personal, key=_KEY_PERSONAL_STATISTICS)
             return records
+        case CompareReply():
+            return _compare_reply_records(reply)
+
+
+def _compare_reply_records(reply: CompareReply) -> RecordDict:
+    config: dict[str, Any] = {
+        "protocol": PROTOCOL,
+        "study-digest": reply.study_digest,
+        "cohort": reply.cohort_digest,
+        "withheld": reply.withheld,
+    }
+    records = RecordDict({_KEY_REPLY: ConfigRecord(config)})
+    lists: dict[str, list[int]] = {}
+    if reply.site is not None:
+        lists = _histogram_lists(reply.site.histograms)
+        if reply.site.own is not None:
+            lists["sums"] = reply.site.own.to_integers()
+    if reply.sums is not None:
+        lists["sums"] = reply.sums.to_integers()
+    if lists:
+        records[_KEY_COMPARISON] = MetricRecord({name: list(values) for name, values in lists.items()})
+    return records
 
 
 def read_manifest(records: RecordDict) -> SiteManifest | Failure:
@@ -261,6 +319,32 @@ def read_evaluate_reply(records: RecordDict, task: EvaluateTask) -> EvaluateRepl
         evaluation=_read_evaluation(records, values, study=study, has_threshold=task.threshold is not None),
         seconds=values.numbers("seconds", length=1, low=0.0, high=1e9)[0],
         personal=personal,
+    )
+
+
+def read_compare_reply(records: RecordDict, task: CompareTask) -> CompareReply | Failure:
+    """Read a site's answer to a `CompareTask`; raises like `read_manifest`."""
+    values = _Values(records, _KEY_REPLY)
+    if (failure := values.failure()) is not None:
+        return failure
+    withheld = values.choice("withheld", ("", "min_cell", "no_patients"))
+    site, sums = None, None
+    if not withheld:
+        lists = _integer_lists(records)
+        if lists is None:
+            raise ProtocolError("the reply holds no comparison and does not say that it is withheld")
+        if "sums" in lists:
+            sums = DifferenceSums.from_integers(lists["sums"])
+        if task.pools is None:
+            site, sums = _read_site_comparison(lists, sums), None
+        elif sums is None:
+            raise ProtocolError("the reply holds no sums, expected them for the pools that were sent")
+    return CompareReply(
+        study_digest=values.text("study-digest", pattern=r"[0-9a-f]{64}"),
+        cohort_digest=values.text("cohort", pattern=r"[0-9a-f]{64}"),
+        withheld=withheld,
+        site=site,
+        sums=sums,
     )
 
 
@@ -334,6 +418,46 @@ def _read_evaluation(
         withheld=withheld,
         cohort_digest=values.text("cohort", pattern=r"[0-9a-f]{64}"),
     )
+
+
+def _histogram_lists(histograms: tuple[Histogram, Histogram]) -> dict[str, list[int]]:
+    rows = (row for histogram in histograms for row in histogram)
+    return {name: list(row) for name, row in zip(_HISTOGRAMS, rows, strict=True)}
+
+
+def _integer_lists(records: RecordDict) -> dict[str, list[int]] | None:
+    record = records.get(_KEY_COMPARISON)
+    if record is None:
+        return None
+    if not isinstance(record, MetricRecord) or not set(record) <= {*_HISTOGRAMS, "sums"}:
+        raise ProtocolError("the comparison in the message is no lists of whole numbers under the names expected")
+    lists = {}
+    for name, numbers in record.items():
+        if not (isinstance(numbers, list) and all(type(number) is int for number in numbers)):
+            raise ProtocolError(f"comparison: {name!r} must be a list of whole numbers")
+        lists[name] = cast(list[int], numbers)
+    return lists
+
+
+def _read_histograms(lists: Mapping[str, list[int]]) -> tuple[Histogram, Histogram]:
+    if not set(_HISTOGRAMS) <= set(lists):
+        raise ProtocolError("comparison: histograms are missing; both sides need the same version of this program")
+    rows = [lists[name] for name in _HISTOGRAMS]
+    lengths, counts = [len(row) for row in rows], [sum(row) for row in rows]
+    if lengths[0] != lengths[1] or lengths[2] != lengths[3] or not all(2 <= length <= MAX_BINS for length in lengths):
+        raise ProtocolError(f"comparison: histograms of {lengths} bins, expected two of one length for each model")
+    if any(value < 0 for row in rows for value in row) or sum(counts[:2]) > MAX_PATIENTS:
+        raise ProtocolError("comparison: counts are below 0 or of more patients than there can be")
+    if counts[:2] != counts[2:]:
+        raise ProtocolError("comparison: the two histograms are of different patients")
+    return (tuple(rows[0]), tuple(rows[1])), (tuple(rows[2]), tuple(rows[3]))
+
+
+def _read_site_comparison(lists: Mapping[str, list[int]], own: DifferenceSums | None) -> SiteComparison:
+    site = SiteComparison(_read_histograms(lists), own)
+    if (own is None) == (min(site.num_patients) > 0) or (own is not None and own.num_patients != site.num_patients):
+        raise ProtocolError("comparison: the sums are not of the patients in the histograms")
+    return site
 
 
 def _array_record(state: ModelState) -> ArrayRecord:

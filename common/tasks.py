@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from common.metrics.bins import Histogram
+from common.metrics.paired import DifferenceSums, SiteComparison
 from common.metrics.site_statistics import SiteStatistics
 from common.model_state import ModelState
 from common.study import Study
@@ -66,6 +68,38 @@ class EvaluateTask:
     personal_threshold: float | None = field(default=None, kw_only=True)
     class_weights: tuple[float, float] = field(kw_only=True)
     class_counts: tuple[int, int] = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class ModelOfRun:
+    """A model that a run chose and tested.
+
+    Attributes:
+        run: Name of the run.
+        study_digest: Its study.
+        personal: Whether the sites' own models are meant instead of the global one.
+    """
+
+    run: str
+    study_digest: str
+    personal: bool = False
+
+
+@dataclass(frozen=True)
+class CompareTask:
+    """Asks a site to compare two models on its test patients, both of which it has tested before.
+
+    Attributes:
+        study: The study of the run that asks.
+        first: One model.
+        second: The other one; the difference is first minus second.
+        pools: Histograms of the two over all sites of the comparison; None to ask for the site's own first.
+    """
+
+    study: Study
+    first: ModelOfRun
+    second: ModelOfRun
+    pools: tuple[Histogram, Histogram] | None = None
 
 
 @dataclass(frozen=True)
@@ -147,10 +181,28 @@ class EvaluateReply:
 
 
 @dataclass(frozen=True)
+class CompareReply:
+    """What a site counted for a comparison of two models.
+
+    Attributes:
+        cohort_digest: The keyed hash of the list of test patients.
+        withheld: Why the site shows nothing: "min_cell" or "no_patients"; empty otherwise.
+        site: Its histograms and its own sums, in answer to a task without pools.
+        sums: Its sums by the tables of the pools, in answer to a task with them.
+    """
+
+    study_digest: str
+    cohort_digest: str
+    withheld: str
+    site: SiteComparison | None = field(default=None, kw_only=True)
+    sums: DifferenceSums | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True)
 class Failure:
     """A site could not do what was asked. The reason is a code; its text stays at the site."""
 
     code: str
 
 
-Reply = SiteManifest | TrainReply | EvaluateReply | Failure
+Reply = SiteManifest | TrainReply | EvaluateReply | CompareReply | Failure
