@@ -38,6 +38,11 @@ def encode_state(state: ModelState, *, metadata: Mapping[str, str] | None = None
     They are those that safetensors 0.8 writes, but for the order of the metadata, which there differs from call to
     call. Written here, since safetensors holds the state three times meanwhile.
     """
+    return b"".join(encoded_parts(state, metadata=metadata))
+
+
+def encoded_parts(state: ModelState, *, metadata: Mapping[str, str] | None = None) -> Iterator[bytes | memoryview]:
+    """The bytes of `encode_state` array by array, for a file that is written without a second copy of the state."""
     types = {name: np.asarray(state[name]).dtype for name in state}
     names = sorted(state, key=lambda name: (-_RANK[types[name].str], name))
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
@@ -51,8 +56,10 @@ def encode_state(state: ModelState, *, metadata: Mapping[str, str] | None = None
         }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    parts = [in_c_order(state[name]).reshape(-1).view(np.uint8).data for name in names]
-    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
+    yield len(text).to_bytes(8, "little")
+    yield text
+    for name in names:
+        yield in_c_order(state[name]).reshape(-1).view(np.uint8).data
 
 
 SAFETENSORS_TYPES = {

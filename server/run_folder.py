@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -41,8 +42,12 @@ class Participants:
     engine: str
 
 
-def write_atomically(path: Path, payload: bytes) -> None:
+def write_atomically(path: Path, payload: bytes | Iterable[bytes | memoryview]) -> None:
     """Write a file so that a reader, or a restart after a crash, sees the old one or the whole new one.
+
+    Args:
+        path: The file.
+        payload: Its bytes, whole or in parts.
 
     Raises:
         OSError: If it cannot be written, for example because the disk is full; nothing is left of it then.
@@ -50,7 +55,7 @@ def write_atomically(path: Path, payload: bytes) -> None:
     temporary = path.with_name(path.name + ".partial")
     try:
         with temporary.open("wb") as file:
-            file.write(payload)
+            file.writelines([payload] if isinstance(payload, bytes) else payload)
             file.flush()
             os.fsync(file.fileno())
     except OSError:
@@ -109,6 +114,10 @@ class RunFolder:
     def state(self, round: int) -> Path:
         """Where the global state after a round is kept; round 0 is the initial state."""
         return self.checkpoints / f"state-{round:05d}.safetensors"
+
+    def memory(self, round: int, part: str) -> Path:
+        """Where a part of what the server remembers after a round is kept; round 0 is before the first one."""
+        return self.checkpoints / f"memory-{part}-{round:05d}.safetensors"
 
     def read_study(self) -> Study:
         """The study of this run; raises ConfigError if the file is absent or was damaged."""

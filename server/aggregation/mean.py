@@ -1,8 +1,10 @@
 """The next global state as a weighted mean of the sites' states, of which a part at a time need be in memory."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.model_state import Array, ModelState, blocks
 
@@ -21,21 +23,42 @@ def weighted_mean(states: Sequence[tuple[ModelState, float]], *, reference: Mode
     Raises:
         ValueError: If there is no state.
     """
-    total = sum(weight for _, weight in states)
-    if total <= 0:
-        raise ValueError("a mean needs at least one state of positive weight")
+    total = total_weight(states)
     mean: dict[str, Array] = {}
     for name, array in reference.items():
         result = np.empty(array.shape, dtype=array.dtype)
         flat = result.reshape(-1)
         for block in blocks(flat.size):
-            sums = np.zeros(block.stop - block.start, dtype=np.float64)
-            for state, weight in states:
-                sums += weight * state[name].reshape(-1)[block].astype(np.float64)
-            exact = sums / total
-            flat[block] = np.rint(exact) if np.issubdtype(array.dtype, np.integer) else exact
+            flat[block] = as_type(mean_of_block(states, name, block, total=total), array.dtype)
         mean[name] = result
     return mean
+
+
+def total_weight(states: Sequence[tuple[ModelState, float]]) -> float:
+    """The sum of the weights.
+
+    Raises:
+        ValueError: If there is no state.
+    """
+    total = sum(weight for _, weight in states)
+    if total <= 0:
+        raise ValueError("a mean needs at least one state of positive weight")
+    return total
+
+
+def mean_of_block(
+    states: Sequence[tuple[ModelState, float]], name: str, block: slice, *, total: float
+) -> NDArray[np.float64]:
+    """The mean of a part of one array, in float64; shape (length of the block,)."""
+    sums = np.zeros(block.stop - block.start, dtype=np.float64)
+    for state, weight in states:
+        sums += weight * state[name].reshape(-1)[block].astype(np.float64)
+    return sums / total
+
+
+def as_type(values: NDArray[np.float64], dtype: np.dtype[Any]) -> Array:
+    """Values as a state holds them; where it holds whole numbers they are rounded to the nearest."""
+    return (np.rint(values) if np.issubdtype(dtype, np.integer) else values).astype(dtype)
 
 
 def balanced_class_weights(num_patients: tuple[int, int]) -> tuple[float, float]:
