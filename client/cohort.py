@@ -63,20 +63,20 @@ def load_cohort(config: SiteConfig, study: Study) -> Cohort:
         ConfigError: All faults of the table at once.
         DataError: Files are not there, or exams lack a sequence that the study needs.
     """
-    exams = read_table(config.data.table, config.label_map)
-    require_sequences(exams, study, origin=str(config.data.table))
+    exams = read_table(config.data.path, config.label_map)
+    require_sequences(exams, study, origin=str(config.data.path))
     named = {exam.patient_id: exam.split for exam in exams if exam.split is not None}
     if not named:
         return split_by_patient(exams, study.split, site=config.name, seed=study.seed)
     if study.split.num_folds is not None:
         raise ConfigError(
-            f"{config.data.table}: the column split names the test patients, but this study draws them anew for each "
+            f"{config.data.path}: the column split names the test patients, but this study draws them anew for each "
             f"of its {study.split.num_folds} folds (split.num_folds); take part with a table without the column split, "
             "or agree with the coordinator on a study without num_folds"
         )
     if "train" not in named.values():
         raise ConfigError(
-            f"{config.data.table}: no patient is in split train; name training patients or delete the column split"
+            f"{config.data.path}: no patient is in split train; name training patients or delete the column split"
         )
     return Cohort(config.name, exams, named, "table")
 

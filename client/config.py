@@ -16,19 +16,96 @@ TABLE_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 DIGEST = r"[0-9a-f]{64}"
 """What the digest of a study looks like."""
 _YAML_WORDS = {"true", "false", "null"}
+SOURCES = ("table", "bids", "datalist", "dicom")
+_SOURCES_OF_SETTING = {
+    "sheet": ("table",),
+    "label_column": ("bids", "dicom"),
+    "desc": ("bids",),
+    "space": ("bids",),
+    "prefer": ("bids",),
+    "validation_fold": ("datalist",),
+    "one_exam_per_patient": ("datalist",),
+    "converted": ("dicom",),
+    "labels": ("dicom",),
+}
 
 
 class DataSource(Settings):
-    """Where the hospital's exams are listed."""
+    """Where the hospital's exams are listed: exactly one of table, bids, datalist and dicom."""
 
-    table: Path = Field(description="a .csv or .tsv file with one row per exam; see docs/site.md")
+    table: Path | None = Field(default=None, description="a .csv, .tsv or .xlsx file with one row per exam")
+    bids: Path | None = Field(default=None, description="a folder in the layout of BIDS with participants.tsv")
+    datalist: Path | None = Field(default=None, description="a JSON file in the form of MONAI or the decathlon")
+    dicom: Path | None = Field(default=None, description="a folder of DICOM files; it is read and never changed")
+    sheet: str | None = Field(default=None, description="table: sheet of an .xlsx workbook that has several")
+    label_column: str = Field(
+        default="label", min_length=1, description="bids, dicom: column of participants.tsv or of labels with the label"
+    )
+    desc: str | None = Field(
+        default=None, pattern=r"^[A-Za-z0-9]+$", description="bids: take derivatives with this desc, such as preproc"
+    )
+    space: str | None = Field(
+        default=None, pattern=r"^[A-Za-z0-9]+$", description="bids: take derivatives in this space"
+    )
+    prefer: tuple[str, ...] = Field(
+        default=(), description="bids: of several files for a sequence, the one with these entities, such as run-2"
+    )
+    validation_fold: int | None = Field(
+        default=None, ge=-1, description="datalist: fold that validates; -1 leaves the folds out of account"
+    )
+    one_exam_per_patient: bool = Field(
+        default=False, description="datalist: whether every entry without patient_id is a patient of its own"
+    )
+    converted: Path | None = Field(
+        default=None, description="dicom: folder of the site's own for the choice of series and the converted exams"
+    )
+    labels: Path | None = Field(
+        default=None, description="dicom: a table with patient_id, as in the DICOM files, and the label"
+    )
 
-    @field_validator("table")
+    @property
+    def path(self) -> Path:
+        """The file or folder that lists the exams."""
+        return next(path for path in (self.table, self.bids, self.datalist, self.dicom) if path is not None)
+
+    @field_validator("table", "labels")
     @classmethod
-    def _known_format(cls, table: Path) -> Path:
-        if table.suffix.lower() not in TABLE_SEPARATORS:
-            raise ValueError(f"the table is {table.name!r}, expected a file that ends in .csv (commas) or .tsv (tabs)")
+    def _known_format(cls, table: Path | None) -> Path | None:
+        if table is not None and table.suffix.lower() not in (*TABLE_SEPARATORS, ".xlsx"):
+            raise ValueError(
+                f"the table is {table.name!r}, expected a file that ends in .csv (commas), .tsv (tabs) or .xlsx"
+            )
         return table
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DataSource":
+        named = [name for name in SOURCES if getattr(self, name) is not None]
+        if len(named) != 1:
+            found = "none is given" if not named else " and ".join(named) + " are given"
+            raise ValueError(f"{found}, expected exactly one of table, bids, datalist and dicom")
+        for name, sources in _SOURCES_OF_SETTING.items():
+            if getattr(self, name) != DataSource.model_fields[name].default and named[0] not in sources:
+                raise ValueError(f"{name} belongs to {' and '.join(sources)}, the source is {named[0]}; delete {name}")
+        if self.dicom is not None and (self.converted is None or self.labels is None):
+            raise ValueError("dicom needs converted, a folder for the converted exams, and labels, a table of labels")
+        return self
+
+
+class EligibilityRule(Settings):
+    """Which exams of the source take no part, and why. First all are screened, then each rule in its turn."""
+
+    column: str = Field(min_length=1, description="column of the source, in a table in lower case")
+    exclude: tuple[str, ...] = Field(
+        min_length=1, description='words of the column that exclude an exam; "" is an empty field or n/a'
+    )
+    reason: str = Field(
+        min_length=1, max_length=80, description="why, such as never irradiated; counted in the flow of the cohort"
+    )
+
+    @field_validator("column")
+    @classmethod
+    def _lower_case(cls, column: str) -> str:
+        return column.strip().lower()
 
 
 class DisclosureSpec(Settings):
@@ -89,6 +166,9 @@ class SiteConfig(Settings):
     data: DataSource
     label_map: dict[str, Annotated[int, Field(ge=0, le=1)]] = Field(
         description="every word of the table's label column with 1 (necrosis) or 0 (recurrence)"
+    )
+    eligibility: tuple[EligibilityRule, ...] = Field(
+        default=(), description="exams that take no part, with reasons that are counted and stay here"
     )
     cache: Path = Field(description="folder for prepared exams; made if it does not exist")
     device: str = Field(
@@ -206,6 +286,19 @@ def fault_of_file(path: Path) -> str | None:
     return None if stat.S_ISREG(mode) else "is not a plain file"
 
 
+def fault_of_folder(path: Path) -> str | None:
+    """Why a path is not a folder that can be listed, as in "does not exist"; None if it is one."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "does not exist"
+    except (OSError, ValueError) as error:
+        return f"cannot be looked at ({_reason(error)})"
+    if not stat.S_ISDIR(mode):
+        return "is no folder"
+    return None if os.access(path, os.R_OK | os.X_OK) else "may not be listed by this user"
+
+
 def _reason(error: OSError | ValueError) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
@@ -229,14 +322,27 @@ def _with_absolute_paths(config: SiteConfig, folder: Path) -> tuple[SiteConfig, 
             if isinstance(path := getattr(config.server, name), Path)
         }
     )
-    table, cache = absolute("data.table", config.data.table), absolute("cache", config.cache)
-    return config.model_copy(update={"data": DataSource(table=table), "cache": cache, "server": server}), faults
+    data = config.data.model_copy(
+        update={
+            name: absolute(f"data.{name}", path)
+            for name in (*SOURCES, "converted", "labels")
+            if isinstance(path := getattr(config.data, name), Path)
+        }
+    )
+    cache = absolute("cache", config.cache)
+    return config.model_copy(update={"data": data, "cache": cache, "server": server}), faults
 
 
 def _faults_of_files(config: SiteConfig) -> dict[str, str]:
     """What is wrong with the files and the folder that a configuration names, by setting."""
     faults = {}
-    named = {"data.table": config.data.table}
+    folders = {"data.bids": config.data.bids, "data.dicom": config.data.dicom}
+    for setting, folder in folders.items():
+        fault = None if folder is None else fault_of_folder(folder)
+        if fault is not None:
+            faults[setting] = f"{folder} {fault}; name an existing folder, relative to the folder of this file"
+    files = {"data.table": config.data.table, "data.datalist": config.data.datalist, "data.labels": config.data.labels}
+    named = {setting: path for setting, path in files.items() if path is not None}
     if config.server and config.server.ca_certificate:
         named["server.ca_certificate"] = config.server.ca_certificate
     if config.server and config.server.private_key:

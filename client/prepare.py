@@ -99,7 +99,7 @@ def prepare(
         write_atomically(memo_file, memo.encoded())
     if faults:
         told = shortened([faults[row] for row in sorted(faults)])
-        raise DataError(list_of_faults(str(config.data.table), told))
+        raise DataError(list_of_faults(str(config.data.path), told))
     shape = (len(study.sequences), *study.preprocessing.size_voxels)
     return PreparedCohort(
         cohort=cohort,

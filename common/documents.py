@@ -154,7 +154,9 @@ def _line_of(location: Location, node: yaml.Node | None) -> int:
 
 def _model_at(model: type[BaseModel], location: Location) -> type[BaseModel] | None:
     for part in location:
-        field = model.model_fields.get(str(part))
+        if isinstance(part, int):  # a place in a list of models
+            continue
+        field = model.model_fields.get(part)
         annotation = None if field is None else field.annotation
         candidates = [annotation, *getattr(annotation, "__args__", ())]
         inner = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)

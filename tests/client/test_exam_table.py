@@ -106,7 +106,7 @@ def test_exams_of_one_patient_are_told_apart_by_exam_id(read: ReadText) -> None:
         pytest.param("b/t2.nii", "b/t1.nii", r"names one file for two sequences", id="one file twice"),
         pytest.param("b/t2.nii", "a/t2.nii", r"row 3 .*names a volume of row 2 \(patient 007\)", id="another's file"),
         pytest.param("b/t2.nii", "b/t2.dcm", r"t2 is 'b/t2.dcm', expected a NIfTI file", id="dicom"),
-        pytest.param("b/t2.nii", "../site2/t2.nii", r"leads out of the table's folder", id="parent folder"),
+        pytest.param("b/t2.nii", "../site2/t2.nii", r"leads out of the source's folder", id="parent folder"),
         pytest.param("7,recurrence", '7,"recurrence', r"cannot be read \(unexpected end of data\)", id="open quote"),
     ],
 )
@@ -167,7 +167,7 @@ def test_a_link_out_of_the_folder_is_refused(read: ReadText, folder: Path, tmp_p
     (folder / "b" / "t2.nii").unlink()
     os.symlink(outside, folder / "b" / "t2.nii")
 
-    with pytest.raises(ConfigError, match="leads out of the table's folder"):
+    with pytest.raises(ConfigError, match="leads out of the source's folder"):
         read(TABLE)
 
 

@@ -37,8 +37,24 @@ def test_the_commented_example_can_be_read() -> None:
         pytest.param(
             "name: hospital-a", "name: Hospital A", r"line 1: name: found 'Hospital A'.*lower-case", id="name"
         ),
-        pytest.param("table: table.tsv", "table: table.xlsx", r"line 3: .*'table.xlsx', expected.*\.csv", id="format"),
+        pytest.param("table: table.tsv", "table: table.ods", r"line 3: .*'table.ods', expected.*\.csv", id="format"),
         pytest.param("table: table.tsv", "tabel: table.tsv", r"line 3: .*did you mean 'table'", id="typo"),
+        pytest.param(
+            "table: table.tsv", "bids: b\n  table: t.tsv", r"line 2: data: table and bids are given", id="two sources"
+        ),
+        pytest.param(
+            "table: table.tsv",
+            "bids: b\n  sheet: x",
+            r"sheet belongs to table, the source is bids",
+            id="other's setting",
+        ),
+        pytest.param("table: table.tsv", "dicom: d", r"dicom needs converted", id="dicom alone"),
+        pytest.param(
+            "cache: cache",
+            "cache: c\neligibility: [{colum: x, column: y, exclude: [z], reason: r}]",
+            r"line 6: unknown setting 'eligibility.0.colum'; did you mean 'column'",
+            id="rule",
+        ),
         pytest.param("recurrence: 0", "recurrence: 2", r"line 4: label_map.recurrence: found 2", id="label 2"),
         pytest.param("recurrence: 0", "recurrence: true", r"label_map.recurrence: found True", id="label true"),
         pytest.param("recurrence: 0", "other: 1", r"no word is mapped to 0", id="one class"),

@@ -86,7 +86,7 @@ def test_site_config_is_said_to_be_synthetic(written: WrittenHospital) -> None:
 def test_a_site_reads_what_is_written_for_it(written: WrittenHospital) -> None:
     config = read_site_config(written.site_config)
 
-    exams = read_table(config.data.table, config.label_map)
+    exams = read_table(config.data.path, config.label_map)
 
     assert config.name == "hospital-b"
     assert [exam.patient_id for exam in exams] == [row["patient_id"] for row in read(written.table)]
