@@ -4,12 +4,23 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from client.journal import Entry, Kind
-from common.tasks import DescribeTask, EvaluateReply, EvaluateTask, Failure, Reply, SiteManifest, TrainReply, TrainTask
+from common.tasks import (
+    CompareReply,
+    CompareTask,
+    DescribeTask,
+    EvaluateReply,
+    EvaluateTask,
+    Failure,
+    Reply,
+    SiteManifest,
+    TrainReply,
+    TrainTask,
+)
 
 
 def entry_of(
     kind: Kind,
-    task: DescribeTask | TrainTask | EvaluateTask | None,
+    task: DescribeTask | TrainTask | EvaluateTask | CompareTask | None,
     reply: Reply,
     sent: Mapping[str, Mapping[str, int]],
 ) -> Entry:
@@ -29,6 +40,10 @@ def entry_of(
             facts = {"split": reply.evaluation.split}
         case SiteManifest():
             facts = {"patients": sum(reply.num_patients["train"])}
+        case CompareReply():
+            facts = {"withheld": reply.withheld}
+            if isinstance(task, CompareTask):
+                facts |= {"first": task.first.run, "second": task.second.run}
         case Failure():
             pass
     training = task if isinstance(task, TrainTask) else None

@@ -28,6 +28,7 @@ from client.time_limit import time_limit
 from common.errors import ConfigError, ConsentError, DataError, DisclosureError, DiskFullError, GliornError
 from common.messages import (
     ping_records,
+    read_compare_task,
     read_describe_task,
     read_evaluate_task,
     read_train_task,
@@ -35,7 +36,7 @@ from common.messages import (
     sizes_of_records,
 )
 from common.study import Study
-from common.tasks import DescribeTask, EvaluateTask, Failure, Reply, TrainTask
+from common.tasks import CompareTask, DescribeTask, EvaluateTask, Failure, Reply, TrainTask
 
 __all__ = ["SITE_CONFIG_KEY", "app"]
 
@@ -52,8 +53,8 @@ _ADVICE = {
 
 _DISK_FULL = "; the disk that holds the folder `cache` of site.yaml is full: make room there"
 
-Task = DescribeTask | TrainTask | EvaluateTask
-TaskT = TypeVar("TaskT", DescribeTask, TrainTask, EvaluateTask)
+Task = DescribeTask | TrainTask | EvaluateTask | CompareTask
+TaskT = TypeVar("TaskT", DescribeTask, TrainTask, EvaluateTask, CompareTask)
 
 app = ClientApp()
 
@@ -80,6 +81,12 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the state that arrived."""
     return _answer(message, context, "evaluate", read_evaluate_task, lambda site, task: site.evaluate(task))
+
+
+@app.query("compare")
+def compare(message: Message, context: Context) -> Message:
+    """Compare two models on the test patients, in sums over them."""
+    return _answer(message, context, "compare", read_compare_task, lambda site, task: site.compare(task))
 
 
 _open_sites: dict[str, Site] = {}

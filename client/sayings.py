@@ -16,7 +16,13 @@ _ADVICE = {
     "protocol": "the coordinator's message is not understood here; compare the versions of gliorn",
     "internal": "a fault of this program; flower.log beside the site's key shows where",
 }
-_VERBS = {"describe": "describe itself", "train": "train", "evaluate": "evaluate", "bundle": "run the app bundle"}
+_VERBS = {
+    "describe": "describe itself",
+    "train": "train",
+    "evaluate": "evaluate",
+    "compare": "compare two runs",
+    "bundle": "run the app bundle",
+}
 
 
 def size_in_words(num_bytes: int) -> str:
@@ -55,6 +61,8 @@ def answer_in_words(entry: Entry, *, sent: str) -> str:
             )
         case "evaluate":
             done = f"evaluated on {entry.facts.get('split', '')} patients"
+        case "compare":
+            done = f"compared runs {entry.facts.get('first', '')} and {entry.facts.get('second', '')} on test patients"
         case _:
             done = f"told what this site brings: {_count(entry.facts.get('patients'), 'training patient')}"
     return f"{_place(entry)}{done}, {entry.seconds:.0f} s; {sent}"

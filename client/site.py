@@ -11,6 +11,7 @@ from torch import nn
 
 from client.config import SiteConfig
 from client.evaluation import disclose, margins_of_exams, mean_per_patient
+from client.kept_scores import compare_kept, keep_scores
 from client.loader import PreparedCohort
 from client.optimizer_memory import OptimizerMemory
 from client.prepare import prepare_site
@@ -30,9 +31,12 @@ from common.schedule import learning_rate_in_round
 from common.study import Study
 from common.tasks import (
     SPLITS,
+    CompareReply,
+    CompareTask,
     EvaluateReply,
     EvaluateTask,
     Evaluation,
+    ModelOfRun,
     SiteManifest,
     Split,
     TrainReply,
@@ -144,8 +148,18 @@ class Site:
     def evaluate(self, task: EvaluateTask) -> EvaluateReply:
         """Evaluate a model state on the validation or test patients."""
         started = time.monotonic()
-        evaluation = self._evaluate(self._model(task.state), task.split, threshold=task.threshold)
+        evaluation = self._evaluate(self._model(task.state), task.split, threshold=task.threshold, kept_for=task)
         return EvaluateReply(self.study.digest, evaluation, time.monotonic() - started)
+
+    def compare(self, task: CompareTask) -> CompareReply:
+        """Compare two models that were tested on this site's test patients, from what the tests left here."""
+        return compare_kept(
+            self.config.cache,
+            self.config.disclosure,
+            task,
+            cohort_digest=self.cohort.digests["test"],
+            study_digest=self.study.digest,
+        )
 
     def _model(self, state: ModelState) -> nn.Module:
         _use_threads(self.config)
@@ -153,13 +167,34 @@ class Site:
         set_state(model, state)
         return model.to(self.device)
 
-    def _evaluate(self, model: nn.Module, split: Split, *, threshold: float | None) -> Evaluation:
+    def _evaluate(
+        self,
+        model: nn.Module,
+        split: Split,
+        *,
+        threshold: float | None,
+        kept_for: EvaluateTask | None = None,
+        personal: bool = False,
+    ) -> Evaluation:
+        """Count the patients of a split; the scores of a test are kept here for later comparisons, by its task."""
         assert split != "train", "training patients are not evaluated"
         patients = self.cohort.splits[split]
         margins = margins_of_exams(model, patients.images, batch_size=self.study.training.batch_size)
+        per_patient = mean_per_patient(margins, patients.patient_index.numpy(), patients.num_patients)
+        labels = patients.patient_labels.numpy()
+        if kept_for is not None and split == "test":
+            keep_scores(
+                self.config.cache,
+                ModelOfRun(kept_for.run, self.study.digest, personal),
+                per_patient,
+                labels,
+                bins=bins_of(self.study),
+                cohort_digest=self.cohort.digests[split],
+                round=kept_for.round,
+            )
         return disclose(
-            mean_per_patient(margins, patients.patient_index.numpy(), patients.num_patients),
-            patients.patient_labels.numpy(),
+            per_patient,
+            labels,
             split=split,
             bins=bins_of(self.study),
             threshold=threshold,

@@ -17,6 +17,7 @@ from common.flower_private import new_context, take_server_identity
 from common.messages import (
     PING_TYPE,
     ping_records,
+    read_compare_reply,
     read_evaluate_reply,
     read_manifest,
     read_train_reply,
@@ -25,10 +26,13 @@ from common.messages import (
 from common.models import initial_state
 from common.study import parse_study
 from common.tasks import (
+    CompareReply,
+    CompareTask,
     DescribeTask,
     EvaluateReply,
     EvaluateTask,
     Failure,
+    ModelOfRun,
     SiteManifest,
     TrainReply,
     TrainTask,
@@ -202,3 +206,26 @@ def test_site_that_could_not_be_opened_is_tried_again_once_it_is_mended(tmp_path
 
     assert broken == "config"
     assert isinstance(mended, SiteManifest)
+
+
+def test_two_runs_tested_here_are_compared_in_sums(hospital: Path) -> None:
+    other_state = initial_state(STUDY.model, num_sequences=3, seed=1)
+    for run, state in (("new", STATE), ("old", other_state)):
+        ask(task_records(replace(EVALUATE, run=run, state=state)), "evaluate", hospital)
+    task = CompareTask(STUDY, ModelOfRun("new", STUDY.digest), ModelOfRun("old", STUDY.digest))
+
+    first = read_compare_reply(ask(task_records(task), "query.compare", hospital), task)
+    assert isinstance(first, CompareReply)
+    assert first.site is not None
+    with_pools = replace(task, pools=first.site.histograms)
+    second = read_compare_reply(ask(task_records(with_pools), "query.compare", hospital), with_pools)
+
+    assert first.site.num_patients == (3, 3)
+    assert isinstance(second, CompareReply)
+    assert second.sums == first.site.own  # this site alone is the pool
+
+
+def test_run_that_was_not_tested_here_is_answered_with_a_code(hospital: Path) -> None:
+    task = CompareTask(STUDY, ModelOfRun("unknown", STUDY.digest), ModelOfRun("run", STUDY.digest))
+
+    assert failure_of(ask(task_records(task), "query.compare", hospital)) == "data"
