@@ -3,9 +3,10 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from flwr.serverapp import Grid
 
@@ -13,8 +14,10 @@ from common.errors import GliornError
 from common.model_state import Array, state_digest
 from common.models import initial_state
 from common.schedule import learning_rate_in_round
-from common.tasks import EvaluateTask, Split, TrainTask
+from common.tasks import CompareTask, EvaluateTask, ModelOfRun, Split, TrainTask
 from server import progress as checkpoint
+from server.compare_with import noted_models
+from server.comparison import ComparedSites, compare_at_sites, comparison_values
 from server.decision import Decision, decide, with_confusion
 from server.evaluation import evaluate_at_sites
 from server.membership import Membership
@@ -93,11 +96,12 @@ class Federation:
             if (ended := self._heed_wish()) is not None:
                 return ended
             final = self._evaluate_final(state)
+            comparisons = self._compare()
         except QuorumError as error:
             self._record(None, error=str(error))
             self._begin("finished", [])
             raise
-        outcome = self._record(final, error=None)
+        outcome = self._record(final, error=None, comparisons=comparisons)
         self._begin("finished", [])
         return outcome
 
@@ -297,7 +301,32 @@ class Federation:
             answered=self._begin(split, nodes),
         )
 
-    def _record(self, final: FinalEvaluation | None, *, error: str | None) -> str:
+    def _compare(self) -> list[dict[str, Any]]:
+        """Compare what was tested with the runs that the coordinator named, as the record has it."""
+        firsts = [ModelOfRun(self._folder.name, self._study.digest)]
+        if self._study.personalization.method != "none":
+            firsts.append(ModelOfRun(self._folder.name, self._study.digest, personal=True))
+        pairs = [(first, second) for second in noted_models(self._folder) for first in firsts]
+        nodes = self._test_nodes()
+        return [
+            comparison_values(
+                compare_at_sites(
+                    ComparedSites(self._grid, nodes, self._membership.manifests, self._begin("test", nodes)),
+                    CompareTask(self._study, first, second),
+                    missing=self._not_asked(held_out=True),
+                ),
+                confidence=self._study.evaluation.confidence,
+            )
+            for first, second in pairs
+        ]
+
+    def _record(
+        self,
+        final: FinalEvaluation | None,
+        *,
+        error: str | None,
+        comparisons: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
         return write_record(
             self._folder,
             self._study,
@@ -307,4 +336,5 @@ class Federation:
             final=final,
             error=error,
             now=self._now(),
+            comparisons=comparisons,
         )

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -59,6 +59,7 @@ def write_record(
     final: FinalEvaluation | None,
     error: str | None,
     now: datetime,
+    comparisons: Sequence[Mapping[str, Any]] = (),
 ) -> Outcome:
     """Write the models and the record of a run that has ended.
 
@@ -71,6 +72,7 @@ def write_record(
         final: What the end brought; None for a run that did not get there.
         error: Why the run did not get there.
         now: When it ended.
+        comparisons: With earlier runs, as `server.comparison.comparison_values` has them.
 
     Returns:
         How the run ended. COMPLETE: every site in every round and evaluation. DEGRADED: somebody was missing, and the
@@ -103,6 +105,8 @@ def write_record(
     }
     if final is not None:
         record |= _result_values(folder, study, final)
+    if comparisons:
+        record["comparisons"] = list(comparisons)
     write_json(folder.record, record)
     return outcome
 

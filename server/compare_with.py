@@ -1,0 +1,71 @@
+"""Which earlier runs a run shall be compared with at its end: checked when it is begun, noted in its folder."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from common.errors import ConfigError, list_of_faults
+from common.tasks import ModelOfRun
+from server.run_folder import RunFolder, write_json
+
+PERSONAL = "/personal"
+"""What stands behind a run's name where the sites' own models are meant."""
+
+_MODELS = TypeAdapter(list[ModelOfRun])
+
+
+def find_models(runs: Path, names: Sequence[str]) -> list[ModelOfRun]:
+    """The models that names such as "first-run" and "first-run/personal" mean.
+
+    Args:
+        runs: The folder of all runs.
+        names: As the coordinator wrote them.
+
+    Raises:
+        ConfigError: All names at once that are of no run with a result.
+    """
+    models, faults = [], []
+    for name in dict.fromkeys(names):
+        run = name.removesuffix(PERSONAL)
+        folder = RunFolder(runs / run)
+        if "/" in run or not folder.record.is_file():
+            known = ", ".join(sorted(path.parent.name for path in runs.glob("*/record.json"))) or "none yet"
+            faults.append(f"{name!r}: no run of that name has ended, expected one of: {known}")
+            continue
+        study, outcome = folder.read_study(), json.loads(folder.record.read_text(encoding="utf-8"))["outcome"]
+        personal = name.endswith(PERSONAL)
+        if outcome == "INVALID":
+            faults.append(f"{name!r}: ended INVALID and was not tested; name a run with a result")
+        elif personal and study.personalization.method == "none":
+            faults.append(f"{name!r}: its study has no personalization; write {run}")
+        else:
+            models.append(ModelOfRun(run, study.digest, personal))
+    if faults:
+        raise ConfigError(list_of_faults("--compare-with", faults))
+    return models
+
+
+def note_models(folder: RunFolder, models: Sequence[ModelOfRun]) -> None:
+    """Note in a run's folder what it shall be compared with."""
+    write_json(_file(folder), [asdict(model) for model in models])
+
+
+def noted_models(folder: RunFolder) -> list[ModelOfRun]:
+    """What a run shall be compared with; nothing where nothing was noted.
+
+    Raises:
+        ConfigError: If the note was damaged.
+    """
+    try:
+        return _MODELS.validate_json(_file(folder).read_bytes())
+    except FileNotFoundError:
+        return []
+    except ValidationError:
+        raise ConfigError(f"{_file(folder)}: unreadable; delete it, and the run ends without comparisons") from None
+
+
+def _file(folder: RunFolder) -> Path:
+    return folder.path / "compare_with.json"

@@ -1,0 +1,187 @@
+"""Comparison of the model of a run with that of an earlier one on the same test patients, in two exchanges.
+
+The sites keep the scores of their tests. First each site sends the histograms of both models and the sums by its own
+tables; then the pools go back, and each site sends the sums by the pools' tables. See `common.metrics.paired`.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import reduce
+from operator import add
+from typing import Any
+
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
+from common.errors import ProtocolError
+from common.messages import MESSAGE_TYPES, read_compare_reply, task_records
+from common.metrics.bins import Histogram, add_histograms
+from common.metrics.paired import (
+    DifferenceSums,
+    SiteComparison,
+    pooled_difference,
+    site_difference,
+    within_site_difference,
+)
+from common.tasks import CompareReply, CompareTask, Failure, ModelOfRun, SiteManifest
+from server.exchange import collect
+from server.pooling import WITHHELD_REASONS
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the sites counted for one pair of models.
+
+    Attributes:
+        first: The model of this run.
+        second: The one it is compared with.
+        per_site: Histograms and own sums of each site that shows them.
+        sums: By the pools' tables, over exactly these sites; None where no pooled figure is formed.
+        missing: For each other site, the reason.
+        reason: Why no figure is formed; empty where they are.
+    """
+
+    first: ModelOfRun
+    second: ModelOfRun
+    per_site: Mapping[str, SiteComparison]
+    sums: DifferenceSums | None
+    missing: Mapping[str, str]
+    reason: str
+
+
+@dataclass(frozen=True)
+class ComparedSites:
+    """Who is asked, and how.
+
+    Attributes:
+        grid: Flower's Grid.
+        nodes: Flower's node of each site that is asked.
+        manifests: What those sites registered.
+        answered: Called with each site whose reply has come.
+    """
+
+    grid: Grid
+    nodes: Mapping[str, int]
+    manifests: Mapping[str, SiteManifest]
+    answered: Callable[[str], None]
+
+    def ask(self, task: CompareTask, sites: Mapping[str, object]) -> tuple[dict[str, CompareReply], dict[str, str]]:
+        """The answers of some of the sites, and the reason for each that gave none of use."""
+        replies: dict[str, CompareReply] = {}
+        problems: dict[str, str] = {}
+
+        def take(site: str, records: RecordDict) -> None:
+            try:
+                replies[site] = _read(records, task, self.manifests[site])
+            except ProtocolError as error:
+                problems[site] = str(error)
+            self.answered(site)
+
+        problems |= collect(
+            self.grid,
+            lambda: task_records(task),
+            message_type=MESSAGE_TYPES[CompareTask],
+            group="compare",
+            nodes={site: node for site, node in self.nodes.items() if site in sites},
+            timeout_s=task.study.participation.round_timeout_s,
+            enough=task.study.participation.min_sites,
+            on_reply=take,
+        )
+        return replies, problems
+
+
+def compare_at_sites(sites: ComparedSites, task: CompareTask, *, missing: Mapping[str, str]) -> Comparison:
+    """Carry out the two exchanges.
+
+    A site that answers the first and not the second is left out of all figures, and the others are asked again with
+    pools that lack it: sums and tables have to be of the same patients.
+
+    Args:
+        sites: Who is asked.
+        task: The two models, without pools.
+        missing: Sites that are not asked, with the reason.
+    """
+    least = task.study.evaluation.min_pooled_sites
+    replies, problems = sites.ask(task, sites.nodes)
+    gone = dict(missing) | problems
+    gone |= {site: WITHHELD_REASONS[reply.withheld] for site, reply in replies.items() if reply.withheld}
+    per_site = {site: reply.site for site, reply in sorted(replies.items()) if reply.site is not None}
+    gone |= _of_other_bins(per_site)
+    per_site = {site: counts for site, counts in per_site.items() if site not in gone}
+    sums: dict[str, DifferenceSums] = {}
+    while len(per_site) >= least and per_site.keys() != sums.keys():
+        pools = _pools(per_site)
+        if any(min(sum(row) for row in pool) == 0 for pool in pools):
+            break  # no AUC over all patients, and so no tables
+        second, problems = sites.ask(replace(task, pools=pools), per_site)
+        gone |= problems
+        sums = {site: reply.sums for site, reply in second.items() if reply.sums is not None}
+        gone |= {
+            site: "the sums are of other patients than the histograms"
+            for site, its_sums in sums.items()
+            if its_sums.num_patients != per_site[site].num_patients
+        }
+        sums = {site: its_sums for site, its_sums in sums.items() if site not in gone}
+        gone |= {site: WITHHELD_REASONS[reply.withheld] for site, reply in second.items() if reply.withheld}
+        per_site = {site: counts for site, counts in per_site.items() if site in sums}
+    for site, reason in sorted(gone.items()):
+        log.warning("comparison of %s with %s, %s: %s", task.first.run, task.second.run, site, reason)
+    reason = ""
+    if len(per_site) < least:
+        reason = f"the counts of {len(per_site)} of the {least} sites that the study asks for"
+    total = reduce(add, (sums[site] for site in sorted(sums))) if sums and not reason else None
+    return Comparison(task.first, task.second, per_site, total, dict(sorted(gone.items())), reason)
+
+
+def _read(records: RecordDict, task: CompareTask, manifest: SiteManifest) -> CompareReply:
+    reply = read_compare_reply(records, task)
+    if isinstance(reply, Failure):
+        raise ProtocolError(f"failed: {reply.code}")
+    if reply.study_digest != task.study.digest:
+        raise ProtocolError(f"study {reply.study_digest[:12]}, expected {task.study.digest[:12]}")
+    if reply.cohort_digest != manifest.cohort_digests["test"]:
+        raise ProtocolError("the test patients are not those registered before the first round")
+    if reply.site is not None and reply.site.num_patients != manifest.num_patients["test"]:
+        raise ProtocolError(f"counted {reply.site.num_patients} patients, registered {manifest.num_patients['test']}")
+    return reply
+
+
+def _of_other_bins(per_site: Mapping[str, SiteComparison]) -> dict[str, str]:
+    """Sites whose histograms cannot be added to those of most sites."""
+    lengths = {site: tuple(len(each[0]) for each in counts.histograms) for site, counts in per_site.items()}
+    expected = max(lengths.values(), key=list(lengths.values()).count, default=())
+    return {
+        site: f"histograms of {found} bins, expected {expected}" for site, found in lengths.items() if found != expected
+    }
+
+
+def _pools(per_site: Mapping[str, SiteComparison]) -> tuple[Histogram, Histogram]:
+    first, second = (reduce(add_histograms, (site.histograms[k] for site in per_site.values())) for k in (0, 1))
+    return first, second
+
+
+def comparison_values(comparison: Comparison, *, confidence: float) -> dict[str, Any]:
+    """A comparison as it stands in the record."""
+    values: dict[str, Any] = {
+        "first": asdict(comparison.first),
+        "second": asdict(comparison.second),
+        "missing": dict(comparison.missing),
+        "not_pooled": comparison.reason or None,
+        "pooled": None,
+        "within_site": None,
+        "per_site": {},
+    }
+    if comparison.reason:
+        return values
+    sites = comparison.per_site
+    if comparison.sums is not None:
+        pooled = pooled_difference(_pools(sites), comparison.sums, confidence=confidence)
+        values["pooled"] = asdict(pooled)
+    values["within_site"] = asdict(within_site_difference(sites.values(), confidence=confidence))
+    values["per_site"] = {
+        site: asdict(site_difference(counts, confidence=confidence)) for site, counts in sorted(sites.items())
+    }
+    return values
