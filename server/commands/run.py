@@ -10,6 +10,7 @@ from pathlib import Path
 from common.errors import ConfigError, list_of_faults
 from common.study import Study, parse_study
 from server.commands.places import add_federation_argument, federation_folder, run_of_federation
+from server.compare_with import find_models, note_models
 from server.federation_folder import FederationFolder, admitted
 from server.keeper import outcome_of
 from server.locks import is_held
@@ -41,6 +42,14 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "--sites", metavar="A,B,…", help="names of the sites that are expected; by default all that are admitted"
     )
     parser.add_argument(
+        "--compare-with",
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="at the end, compare with this earlier run on the same test patients; RUN/personal means the sites' own "
+        "models. Repeat it",
+    )
+    parser.add_argument(
         "--wait", action="store_true", help="stay until the run has ended, a line per change; 2 if without result"
     )
     parser.set_defaults(command=_run)
@@ -50,10 +59,20 @@ def _run(arguments: argparse.Namespace) -> int:
     federation = federation_folder(arguments)
     federation.read_config()
     if arguments.resume is None:
-        folder = begin(federation, arguments.study, name=arguments.name, sites=arguments.sites, now=datetime.now(UTC))
+        folder = begin(
+            federation,
+            arguments.study,
+            name=arguments.name,
+            sites=arguments.sites,
+            now=datetime.now(UTC),
+            compare_with=arguments.compare_with,
+        )
     else:
-        if arguments.name is not None or arguments.sites is not None:
-            raise ConfigError("--resume: a run keeps its name and its sites; leave --name and --sites out")
+        if arguments.name is not None or arguments.sites is not None or arguments.compare_with:
+            raise ConfigError(
+                "--resume: a run keeps its name, its sites and what it is compared with; "
+                "leave --name, --sites and --compare-with out"
+            )
         folder = resume(federation, arguments.resume)
     if not is_served(federation):
         print("No server is running: the run begins when `gliorn-server start` does.")
@@ -62,12 +81,18 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def begin(
-    federation: FederationFolder, study_path: Path, *, name: str | None, sites: str | None, now: datetime
+    federation: FederationFolder,
+    study_path: Path,
+    *,
+    name: str | None,
+    sites: str | None,
+    now: datetime,
+    compare_with: Sequence[str] = (),
 ) -> RunFolder:
     """Make the folder of a new run, for the server to take up.
 
     Raises:
-        ConfigError: If the study, the name or the sites do not fit.
+        ConfigError: If the study, the name, the sites or the runs to compare with do not fit.
     """
     try:
         text = study_path.read_text(encoding="utf-8")
@@ -83,7 +108,10 @@ def begin(
         raise ConfigError(
             f"{path}: a run of that name is there; give another --name, or continue it with --resume {name}"
         )
+    models = find_models(federation.runs, compare_with)
     folder = create_run_folder(path, study_text=text, participants=Participants(expected, "registered", ENGINE))
+    if models:
+        note_models(folder, models)
     folder.write_wish("run")
     print(f"Run {name}: study {study.name}, {study.rounds} rounds, sites {', '.join(expected)}")
     print(f"Study digest {study.digest}")
