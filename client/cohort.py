@@ -4,13 +4,15 @@ import hashlib
 import hmac
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from client.config import SiteConfig
-from client.table import SPLITS, Exam, Split, read_table, shortened
+from client.exam import SPLITS, Exam, Exclusion, Split, shortened
+from client.flow import Flow, flow_of
+from client.sources.reading import SourceReading, read_source
 from common.errors import ConfigError, DataError, list_of_faults
 from common.study import Sequence, SplitSpec, Study
 
@@ -23,13 +25,20 @@ class Cohort:
         site: Name of the site.
         exams: All exams.
         split_of: Where each patient belongs, by patient identifier.
-        split_source: Whether the table named the splits or they were drawn.
+        split_source: Whether the table, or whatever the source is, named the splits or they were drawn.
+        excluded: Exams of the source that the site's rules of eligibility keep out; in no other figure.
     """
 
     site: str
     exams: tuple[Exam, ...]
     split_of: Mapping[str, Split]
     split_source: Literal["table", "drawn"]
+    excluded: tuple[Exclusion, ...] = ()
+
+    @property
+    def flow(self) -> Flow:
+        """Exams screened, excluded by reason, and included. It stays at the site."""
+        return flow_of(self.exams, self.excluded)
 
     def exams_of(self, split: Split) -> tuple[Exam, ...]:
         """The exams of a split, in the order of the cohort; exams of one patient stand together."""
@@ -57,17 +66,33 @@ class Cohort:
 
 
 def load_cohort(config: SiteConfig, study: Study) -> Cohort:
-    """Read the site's table and settle every patient's split: the table's where it names them, else drawn.
+    """Read the site's source and settle every patient's split: the source's where it names them, else drawn.
 
     Raises:
-        ConfigError: All faults of the table at once.
+        ConfigError: All faults of the source at once.
         DataError: Files are not there, or exams lack a sequence that the study needs.
     """
-    exams = read_table(config.data.path, config.label_map)
-    require_sequences(exams, study, origin=str(config.data.path))
+    reading = read_source(config, study)
+    reading.raise_if_faulty()
+    require_sequences(reading.exams, study, origin=str(config.data.path))
+    return cohort_of(reading, config, study)
+
+
+def cohort_of(reading: SourceReading, config: SiteConfig, study: Study) -> Cohort:
+    """Settle every patient's split: the source's where it names them, else drawn.
+
+    Raises:
+        ConfigError: The source names splits that do not fit the study, or no exam is left.
+    """
+    exams = reading.exams
+    if not exams:
+        raise ConfigError(
+            f"{config.data.path}: the rules of eligibility exclude every exam; look at eligibility in site.yaml"
+        )
     named = {exam.patient_id: exam.split for exam in exams if exam.split is not None}
     if not named:
-        return split_by_patient(exams, study.split, site=config.name, seed=study.seed)
+        drawn = split_by_patient(exams, study.split, site=config.name, seed=study.seed)
+        return replace(drawn, excluded=reading.excluded)
     if study.split.num_folds is not None:
         raise ConfigError(
             f"{config.data.path}: the column split names the test patients, but this study draws them anew for each "
@@ -78,7 +103,7 @@ def load_cohort(config: SiteConfig, study: Study) -> Cohort:
         raise ConfigError(
             f"{config.data.path}: no patient is in split train; name training patients or delete the column split"
         )
-    return Cohort(config.name, exams, named, "table")
+    return Cohort(config.name, exams, named, "table", reading.excluded)
 
 
 def require_sequences(exams: tuple[Exam, ...], study: Study, *, origin: str) -> None:
@@ -98,8 +123,8 @@ def require_sequences(exams: tuple[Exam, ...], study: Study, *, origin: str) -> 
     if not faults:
         return
     advice = (
-        "the study refuses exams that lack a sequence: fill in the missing files, delete these rows, or agree with "
-        "the coordinator on missing_sequence: zero_fill"
+        "the study refuses exams that lack a sequence: fill in the missing files, delete these rows, exclude them by "
+        "eligibility in site.yaml, or agree with the coordinator on missing_sequence: zero_fill"
         if refused
         else "none of the study's sequences is there: delete these rows"
     )
