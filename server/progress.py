@@ -2,13 +2,16 @@
 
 import json
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from common.errors import ConfigError, ProtocolError
-from common.model_state import ModelState, encode_state, state_digest
+from common.model_state import ModelState, encoded_parts, state_digest
+from server.aggregation import Memory
 from server.disk import once_there_is_room
+from server.fedprox import ProximalStrength
 from server.records import RoundRecord
 from server.run_folder import RunFolder, write_atomically, write_json
 from server.stored_state import StoredState
@@ -60,6 +63,8 @@ class Progress:
         cohorts: For each site the keyed hashes of its case lists; a site whose lists change is not let in again.
         rounds_bytes: Length of `rounds.jsonl` up to this round.
         num_resumed: How often the run was continued after a stop.
+        memory_digests: SHA-256 of each part of what the server remembers for the next round.
+        fedprox: Strength of an adaptive FedProx in the next round; None where the study's own stands.
     """
 
     round: int
@@ -70,45 +75,72 @@ class Progress:
     cohorts: dict[str, dict[str, str]] = field(default_factory=dict)
     rounds_bytes: int = 0
     num_resumed: int = 0
+    memory_digests: dict[str, str] = field(default_factory=dict)
+    fedprox: ProximalStrength | None = None
 
 
 _PROGRESS = TypeAdapter(Progress)
 
 
-def begin(folder: RunFolder, state: ModelState) -> Progress:
-    """Commit the initial state as round 0."""
-    progress = Progress(round=0, state_digest=state_digest(state), study_digest=folder.read_study().digest)
-    once_there_is_room(lambda: write_atomically(folder.state(0), encode_state(state)))
+def begin(folder: RunFolder, state: ModelState, *, memory: Memory | None = None) -> Progress:
+    """Commit the initial state, and what the server remembers from the start, as round 0."""
+    progress = Progress(
+        round=0,
+        state_digest=state_digest(state),
+        study_digest=folder.read_study().digest,
+        memory_digests=_write_memory(folder, 0, memory or {}),
+    )
+    once_there_is_room(lambda: write_atomically(folder.state(0), encoded_parts(state)))
     once_there_is_room(lambda: write_atomically(folder.rounds, b""))
     once_there_is_room(lambda: write_json(folder.progress, asdict(progress)))
     return progress
 
 
-def commit(folder: RunFolder, progress: Progress, *, record: RoundRecord, state: ModelState) -> Progress:
-    """Make a round last: its state, its line in `rounds.jsonl`, and then the progress that names both.
+def commit(
+    folder: RunFolder, progress: Progress, *, record: RoundRecord, state: ModelState, memory: Memory | None = None
+) -> Progress:
+    """Make a round last: its state, what the server remembers, its line in `rounds.jsonl`, then the progress.
 
-    A full disk is waited for.
+    The progress names all of them. A full disk is waited for.
 
-    A kill before the last step leaves the previous round as the last one; the line and the state that are already there
-    are overwritten when the round is run again.
+    A kill before the last step leaves the previous round as the last one; what is already there is overwritten when the
+    round is run again.
     """
-    once_there_is_room(lambda: write_atomically(folder.state(record.round), encode_state(state)))
+    once_there_is_room(lambda: write_atomically(folder.state(record.round), encoded_parts(state)))
+    digests = _write_memory(folder, record.round, memory or {})
     lines = folder.rounds.read_bytes()[: progress.rounds_bytes] + record.to_line().encode()
     once_there_is_room(lambda: write_atomically(folder.rounds, lines))
-    progress = replace(progress, round=record.round, state_digest=record.state_digest, rounds_bytes=len(lines))
+    progress = replace(
+        progress,
+        round=record.round,
+        state_digest=record.state_digest,
+        rounds_bytes=len(lines),
+        memory_digests=digests,
+    )
     save(folder, progress)
     return progress
 
 
+def _write_memory(folder: RunFolder, round: int, memory: Memory) -> dict[str, str]:
+    return {part: _write_part(folder.memory(round, part), values) for part, values in memory.items()}
+
+
+def _write_part(path: Path, values: ModelState) -> str:
+    once_there_is_room(lambda: write_atomically(path, encoded_parts(values)))
+    return state_digest(values)
+
+
 def save(folder: RunFolder, progress: Progress) -> None:
-    """Commit the progress and drop the states that nobody needs any more."""
+    """Commit the progress and drop the states and memories that nobody needs any more."""
     once_there_is_room(lambda: write_json(folder.progress, asdict(progress)))
     keep = {folder.state(progress.round)}
+    keep |= {folder.memory(progress.round, part) for part in progress.memory_digests}
     if progress.best is not None:
         keep.add(folder.state(progress.best.round))
-    for path in folder.checkpoints.glob("state-*.safetensors*"):
-        if path not in keep:
-            path.unlink()
+    for kind in ("state", "memory"):
+        for path in folder.checkpoints.glob(f"{kind}-*.safetensors*"):
+            if path not in keep:
+                path.unlink()
 
 
 def resume(folder: RunFolder) -> Progress | None:
@@ -159,9 +191,24 @@ def load_state(folder: RunFolder, round: int, *, digest: str | None = None) -> S
     Raises:
         ConfigError: If the file is absent or not the one that was written.
     """
-    path = folder.state(round)
+    return _load(folder.state(round), f"the model state after round {round}", digest=digest)
+
+
+def load_memory(folder: RunFolder, progress: Progress) -> dict[str, StoredState]:
+    """What the server remembers for the next round; its arrays stay on disk.
+
+    Raises:
+        ConfigError: If a file is absent or not the one that was written.
+    """
+    return {
+        part: _load(folder.memory(progress.round, part), f"the {part} after round {progress.round}", digest=digest)
+        for part, digest in progress.memory_digests.items()
+    }
+
+
+def _load(path: Path, what: str, *, digest: str | None) -> StoredState:
     if not path.is_file():
-        raise ConfigError(f"{path}: absent, expected the model state after round {round}; restore it from a copy")
+        raise ConfigError(f"{path}: absent, expected {what}; restore it from a copy")
     try:
         state = StoredState(path, origin=str(path))
     except ProtocolError as error:  # no peer sent it: it lies on the coordinator's own disk

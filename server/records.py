@@ -16,9 +16,11 @@ class SiteRound:
         status: "accepted": its update is part of the new state. "refused": its reply broke a rule. "failed": it said
             so, or gave no reply. "absent": it never joined. "quarantined": it was refused before and was not asked.
         reason: Why it was not accepted; empty otherwise.
-        weight: Its weight in the mean, not normalised.
+        weight: Its weight in the new state, not normalised; 0 where multi-Krum did not choose it. None where there is
+            no state to be made.
         seconds: What it spent on evaluation and on training.
-        received_bytes: Size of its model state.
+        received_bytes: Size of its model state, and of its control update.
+        control_norm: Norm of its control update; None without SCAFFOLD.
     """
 
     status: SiteStatus
@@ -31,6 +33,7 @@ class SiteRound:
     optimizer: str | None = None
     seconds: tuple[float, float] | None = None
     received_bytes: int | None = None
+    control_norm: float | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ import pytest
 
 from common.errors import ConfigError
 from common.model_state import state_digest
-from server.progress import Candidate, Progress, begin, commit, load_state, read_rounds, resume, save
+from server.aggregation import Memory
+from server.fedprox import ProximalStrength
+from server.progress import Candidate, Progress, begin, commit, load_memory, load_state, read_rounds, resume, save
 from server.records import RoundRecord, SiteRound
 from server.run_folder import Participants, RunFolder, create_run_folder
 from tests.tiny_hospitals import study_text
@@ -72,7 +74,7 @@ def state(value: float) -> dict[str, np.ndarray[tuple[int], np.dtype[np.float32]
     return {"w": np.full(3, value, dtype=np.float32)}
 
 
-def done(folder: RunFolder, progress: Progress, round: int) -> Progress:
+def done(folder: RunFolder, progress: Progress, round: int, *, memory: Memory | None = None) -> Progress:
     record = RoundRecord(
         round=round,
         learning_rate=0.1,
@@ -85,7 +87,7 @@ def done(folder: RunFolder, progress: Progress, round: int) -> Progress:
         started_at="2026-01-01T00:00:00",
         seconds=1.0,
     )
-    return commit(folder, progress, record=record, state=state(round))
+    return commit(folder, progress, record=record, state=state(round), memory=memory)
 
 
 def states_in(folder: RunFolder) -> list[str]:
@@ -103,6 +105,7 @@ def test_progress_comes_back_as_it_was_and_counts_the_stop(folder: RunFolder) ->
         best=result(1, 0.0, 0.5),
         quarantined={"b": "NaN"},
         cohorts={"a": {"train": "0"}},
+        fedprox=ProximalStrength(0.01, 0.5, (3, 4)),
     )
     save(folder, progress)
 
@@ -131,6 +134,49 @@ def test_round_that_was_cut_off_after_its_line_was_written_is_written_once(folde
 
     assert [json.loads(line)["round"] for line in folder.rounds.read_text().splitlines()] == [1]
     assert [record["round"] for record in read_rounds(folder, progress)] == [1]
+
+
+def test_memory_of_the_last_round_is_kept_and_no_other(folder: RunFolder) -> None:
+    progress = begin(folder, state(0), memory={"momentum": state(0), "square": state(0)})
+    progress = done(folder, progress, 1, memory={"momentum": state(1), "square": state(2)})
+
+    assert states_in(folder) == [
+        "memory-momentum-00001.safetensors",
+        "memory-square-00001.safetensors",
+        "state-00001.safetensors",
+    ]
+    loaded = load_memory(folder, progress)
+    assert {part: values["w"].tolist() for part, values in loaded.items()} == {"momentum": [1] * 3, "square": [2] * 3}
+
+
+def test_round_that_was_cut_off_begins_again_with_the_memory_it_began_with(folder: RunFolder) -> None:
+    done(folder, begin(folder, state(0), memory={"control": state(0)}), 1, memory={"control": state(5)})
+    folder.memory(2, "control").write_bytes(b"of the round that was killed before its progress was written")
+
+    again = resume(folder)
+
+    assert again is not None
+    assert load_memory(folder, again)["control"]["w"].tolist() == [5] * 3
+    done(folder, again, 2, memory={"control": state(6)})
+    assert "memory-control-00001.safetensors" not in states_in(folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        pytest.param(lambda path: path.unlink(), "absent, expected the control after round 1", id="absent"),
+        pytest.param(
+            lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\x01"), "its SHA-256 is not the one", id="one byte"
+        ),
+    ],
+)
+def test_damaged_memory_is_refused_with_advice(folder: RunFolder, damage: object, message: str) -> None:
+    assert callable(damage)
+    progress = done(folder, begin(folder, state(0)), 1, memory={"control": state(1)})
+    damage(folder.memory(1, "control"))
+
+    with pytest.raises(ConfigError, match=f"memory-control-00001.safetensors: {message}.*restore it from a copy"):
+        load_memory(folder, progress)
 
 
 def test_half_written_file_beside_a_checkpoint_is_swept_away(folder: RunFolder) -> None:
