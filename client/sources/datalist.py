@@ -24,7 +24,8 @@ def datalist_source(data: DataSource, sequences: tuple[Sequence, ...], faults: F
     An entry is `{"patient_id": …, "image": [t1, t2, t1ce], "label": …}`, with `exam_id`, `fold`, lesion_x, lesion_y,
     lesion_z and lesion_mask where they are known. `image` is a list in the order of the file's `modality`, or of the
     study where it has none, with null for what was not taken; or an object by sequence; or one path.
-    Patients are split by the lists if more than `training` is filled, by `data.validation_fold`, or not at all.
+    Patients are split by the lists if more than `training` is filled or there is a list `validation`, even an empty
+    one; by `data.validation_fold`; or not at all.
 
     Args:
         data: The settings; `datalist` is the file.
@@ -50,7 +51,8 @@ def datalist_source(data: DataSource, sequences: tuple[Sequence, ...], faults: F
     by_fold = data.validation_fold is not None and data.validation_fold >= 0
     if by_fold and not folds:
         faults.written.append(f"data.validation_fold is {data.validation_fold}, and no entry names a fold; delete it")
-    named_splits = by_fold or len({_SPLIT_OF_LIST[name] for name, _, _ in entries}) > 1
+    filled = {_SPLIT_OF_LIST[name] for name, _, _ in entries}
+    named_splits = by_fold or "validation" in lists or len(filled) > 1
     records, columns = [], {"patient_id", "exam_id", "label", "lesion_mask", *POINT, *SEQUENCES}
     for row, (name, index, entry) in enumerate(entries, start=1):
         where = f"{name}[{index}]"
