@@ -256,36 +256,51 @@ def site_difference(site: SiteComparison, *, confidence: float = 0.95) -> Differ
     return pooled_difference(site.histograms, site.own, confidence=confidence)
 
 
-def mean_difference_over_runs(
-    runs: Sequence[tuple[Mapping[str, float], Mapping[str, int]]],
-    differences: Sequence[float],
-    *,
-    confidence: float = 0.95,
-) -> Estimate:
-    """Mean over repeated runs of a paired difference, whose runs may share patients.
+def variance_over_runs(runs: Sequence[Mapping[str, float]]) -> float:
+    """Variance of the mean over repeated runs, which may share patients.
 
-    A patient who is tested in several runs is one patient: what he adds is summed over the runs before it is squared,
-    so that runs on the same patients do not make the interval narrower as if they were new ones. The training's own
-    randomness is no part of the interval; the runs' spread shows it.
+    A patient who is tested in several runs is one patient: his shares are added up before they are squared, so that
+    runs on the same patients do not make the interval narrower as if they were new ones. The training's own randomness
+    is no part of it; the spread of the runs shows that.
 
     Args:
-        runs: For each run, by patient, d as in `influences`, and the patient's class.
-        differences: The difference of each run.
-        confidence: Coverage.
+        runs: For each run, by patient, his share as `patient_shares` gives it.
     """
-    value = math.fsum(differences) / len(differences)
     added: dict[str, float] = {}
-    for parts, label_of in runs:
-        counts = [sum(label == wanted for label in label_of.values()) for wanted in (0, 1)]
-        if min(counts) < 2:
-            return without_interval(value, TOO_FEW, len({name for each, _ in runs for name in each}))
-        for name, part in parts.items():
-            num = counts[label_of[name]]
-            # Squared and summed over one run alone this is s²/N with the divisor N − 1: DeLong's own variance.
-            share = part / math.sqrt(num * (num - 1)) / len(runs)
-            added[name] = added.get(name, 0.0) + share
-    variance = math.fsum(each**2 for each in added.values())
-    return _with_interval(value, variance, num=len(added), confidence=confidence)
+    for shares in runs:
+        for patient, share in shares.items():
+            added[patient] = added.get(patient, 0.0) + share / len(runs)
+    return math.fsum(each**2 for each in added.values())
+
+
+def mean_difference_over_runs(
+    runs: Sequence[Mapping[str, float]], differences: Sequence[float], *, confidence: float = 0.95
+) -> Estimate:
+    """Mean of a paired difference over repeated runs, with the interval of `variance_over_runs`."""
+    value = math.fsum(differences) / len(differences)
+    num = len({patient for shares in runs for patient in shares})
+    return _with_interval(value, variance_over_runs(runs), num=num, confidence=confidence)
+
+
+def patient_shares(parts: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64] | None:
+    """Each patient's share, so that the squares over all of them add up to DeLong's variance Σ_c s²_c / N_c.
+
+    Args:
+        parts: What each patient adds, with mean 0 in each class, such as `influences`; shape (N,).
+        labels: Shape (N,).
+
+    Returns:
+        None where a class has fewer than 2 patients, which has no variance.
+    """
+    counts = np.bincount(labels, minlength=2).astype(np.float64)
+    if counts.min() < 2:
+        return None
+    return np.asarray(parts / np.sqrt(counts * (counts - 1))[labels], dtype=np.float64)
+
+
+def auc_influences(scores: KeptScores) -> NDArray[np.float64]:
+    """What every patient adds to the AUC of one model, v − A; shape (N,)."""
+    return _influence(scores, scores.histogram())
 
 
 def influences(first: KeptScores, second: KeptScores, pools: tuple[Histogram, Histogram]) -> NDArray[np.float64]:

@@ -11,14 +11,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from common.errors import DataError, ProtocolError
+from common.metrics.auc import delong_variance
 from common.metrics.bins import Histogram, add_histograms
 from common.metrics.paired import (
     NO_VARIANCE,
     DifferenceSums,
     KeptScores,
+    auc_influences,
     difference_sums,
     influences,
     mean_difference_over_runs,
+    patient_shares,
     pooled_difference,
     site_comparison,
     site_difference,
@@ -229,8 +232,9 @@ def test_repeated_run_on_the_same_patients_does_not_narrow_the_interval() -> Non
     first, second = (scores(labels, rng.integers(0, 6, 16).tolist(), 6) for _ in "ab")
     once = site_difference(site_comparison(first, second)).difference
     d = influences(first, second, (first.histogram(), second.histogram()))
-    same = ({f"p{i}": float(each) for i, each in enumerate(d)}, {f"p{i}": each for i, each in enumerate(labels)})
-    others = ({f"q{i}": float(each) for i, each in enumerate(d)}, {f"q{i}": each for i, each in enumerate(labels)})
+    shares = patient_shares(d, first.labels)
+    assert shares is not None
+    same, others = ({f"{name}{i}": float(each) for i, each in enumerate(shares)} for name in "pq")
     assert once.value is not None
     assert once.low is not None
 
@@ -239,3 +243,13 @@ def test_repeated_run_on_the_same_patients_does_not_narrow_the_interval() -> Non
 
     assert twice.low == pytest.approx(once.low, abs=1e-6)
     assert new_patients.low == pytest.approx(once.value - (once.value - once.low) / np.sqrt(2), abs=1e-6)
+
+
+def test_shares_of_one_model_give_delong_s_variance() -> None:
+    model = scores([0, 0, 0, 1, 1], [0, 1, 3, 2, 3], 4)
+
+    shares = patient_shares(auc_influences(model), model.labels)
+
+    assert shares is not None
+    assert float((shares**2).sum()) == pytest.approx(delong_variance(model.histogram()))
+    assert patient_shares(np.zeros(3), np.array([0, 0, 1])) is None

@@ -1,0 +1,1 @@
+"""Training together against training alone and training in one place, on the same patients."""
