@@ -37,6 +37,7 @@ class Exam:
         lesion_point: Centre of the lesion, world mm in RAS.
         lesion_mask: File whose non-zero voxels are the lesion.
         where: How a person finds the exam in its source, such as `sub-01/ses-01`; "" in a table, where it is the row.
+        brain_mask: File whose non-zero voxels are the brain, in the world of T1ce.
     """
 
     row: int
@@ -48,6 +49,7 @@ class Exam:
     lesion_point: tuple[float, float, float] | None = None
     lesion_mask: Path | None = None
     where: str = ""
+    brain_mask: Path | None = None
 
     @property
     def name(self) -> str:
@@ -63,8 +65,8 @@ class Exam:
     @property
     def files(self) -> tuple[Path, ...]:
         """All files of the exam in a fixed order."""
-        mask = () if self.lesion_mask is None else (self.lesion_mask,)
-        return tuple(self.volumes[sequence] for sequence in SEQUENCES if sequence in self.volumes) + mask
+        masks = tuple(mask for mask in (self.lesion_mask, self.brain_mask) if mask is not None)
+        return tuple(self.volumes[sequence] for sequence in SEQUENCES if sequence in self.volumes) + masks
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,9 @@ def _exam(record: Record, label_map: Mapping[str, int], faults: Faults, *, named
         for sequence in SEQUENCES
         if (file := _file(where, sequence, fields.get(sequence, ""), record.folder, faults)) is not None
     }
-    mask = _file(where, "lesion_mask", fields.get("lesion_mask", ""), record.folder, faults)
+    mask, brain = (
+        _file(where, name, fields.get(name, ""), record.folder, faults) for name in ("lesion_mask", "brain_mask")
+    )
     if not any(fields.get(sequence) for sequence in SEQUENCES):
         faults.written.append(f"{where}: names no volume at all; fill in t1, t2 or t1ce or delete the row")
     paths = list(volumes.values())
@@ -210,7 +214,7 @@ def _exam(record: Record, label_map: Mapping[str, int], faults: Faults, *, named
     if len(faults.written) > known or label is None:
         return None
     place = "" if record.where == f"row {record.row}" else record.where
-    return Exam(record.row, patient_id, fields.get("exam_id", ""), label, split, volumes, point, mask, place)
+    return Exam(record.row, patient_id, fields.get("exam_id", ""), label, split, volumes, point, mask, place, brain)
 
 
 def _label(where: str, word: str, label_map: Mapping[str, int], faults: Faults) -> Label | None:

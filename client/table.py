@@ -41,7 +41,7 @@ Rows = list[tuple[int, list[str]]]
 """Lines of a table by their number; the first line is 1."""
 
 _REQUIRED = ("patient_id", "label")
-_KNOWN = (*_REQUIRED, "exam_id", "split", *SEQUENCES, *POINT, "lesion_mask")
+_KNOWN = (*_REQUIRED, "exam_id", "split", *SEQUENCES, *POINT, "lesion_mask", "brain_mask")
 
 
 def read_table(path: Path, label_map: Mapping[str, int]) -> tuple[Exam, ...]:

@@ -196,3 +196,16 @@ def test_volumes_that_the_file_system_refuses_are_told_together(read: ReadText, 
 
     with pytest.raises(DataError, match=r"(?s)2 faults.*row 2 .*name too long.*row 3 .*symbolic links"):
         read(text)
+
+
+def test_a_brain_mask_is_a_file_of_the_exam(folder: Path, read: ReadText) -> None:
+    (folder / "a" / "brain.nii.gz").touch()
+    masked = TABLE.replace("lesion_z\n", "lesion_z,brain_mask\n").replace(",30\n", ",30,a/brain.nii.gz\n")
+
+    first, second = read(masked.replace(",,,\n", ",,,,\n"))
+
+    assert first.brain_mask == folder / "a" / "brain.nii.gz"
+    assert first.brain_mask in first.files
+    assert second.brain_mask is None
+    with pytest.raises(DataError, match=r"brain_mask: .*absent.nii does not exist"):
+        read(masked.replace(",,,\n", ",,,,\n").replace("a/brain.nii.gz", "a/absent.nii"))
