@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from common.documents import Settings, parse_settings
+from common.model_channels import RESNETS, VGGS, Architecture, norm_channels
 
 Sequence = Literal["t1", "t2", "t1ce"]
 Label = Literal[0, 1]
@@ -54,7 +55,10 @@ class AugmentationSpec(Settings):
 class ModelSpec(Settings):
     """Which network is trained."""
 
-    name: Literal["resnet10"] = Field(default="resnet10", description="architecture")
+    name: Architecture = Field(
+        default="resnet10",
+        description="architecture: resnet10, resnet18, resnet50, densenet121, vgg11, vgg16 or mresnet",
+    )
     norm: Literal["group", "batch", "fedbn", "silobn"] = Field(
         default="group",
         description="normalisation layers: group, batch, fedbn (batch norm that stays at its site) or silobn (batch "
@@ -62,16 +66,44 @@ class ModelSpec(Settings):
     )
     num_groups: int = Field(default=8, ge=1, le=64, description="groups of a group norm layer")
     width: float = Field(default=1.0, gt=0, le=2, description="factor on the number of channels of every layer")
-    stem_stride: Literal[1, 2] = Field(default=2, description="stride of the first convolution: 1 or 2")
+    stem_stride: Literal[1, 2] = Field(
+        default=2, description="stride of the first convolution: 1 or 2; the VGGs have none"
+    )
+    dilated: bool = Field(
+        default=False,
+        description="whether the last two stages of a ResNet dilate instead of striding, as MedicalNet's do",
+    )
+    initial_weights: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="SHA-256 of the file of MedicalNet weights the study begins from, for the ResNets",
+    )
 
     @model_validator(mode="after")
     def _groups_fit(self) -> "ModelSpec":
-        channels = [int(stage * self.width) for stage in (64, 128, 256, 512)]
-        if self.norm == "group" and any(count % self.num_groups or not count for count in channels):
+        channels = sorted(set(norm_channels(self.name, self.width)))
+        if channels[0] == 0:
+            raise ValueError(f"width {self.width:g} leaves a layer of {self.name} without channels; raise it")
+        odd = [count for count in channels if count % self.num_groups]
+        if self.norm == "group" and odd:
+            shown = odd if len(odd) <= 8 else f"{str(odd[:8])[:-1]}, ...]"
             raise ValueError(
-                f"{self.num_groups} groups do not divide the layers' channels {channels}, which follow from width "
+                f"{self.num_groups} groups do not divide the layers' channels {shown}, which follow from width "
                 f"{self.width:g}; choose num_groups and width so that they do"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_architecture(self) -> "ModelSpec":
+        resnets = ", ".join(RESNETS)
+        if self.stem_stride != 2 and self.name in VGGS:
+            raise ValueError(f"stem_stride has no meaning for {self.name}, whose first convolution is like all others")
+        if self.dilated and self.name not in RESNETS:
+            raise ValueError(f"dilated is for {resnets}, not for {self.name}; delete it or name one of these")
+        if self.initial_weights is not None and self.name not in RESNETS:
+            raise ValueError(f"initial_weights is for {resnets}, not for {self.name}; delete it or name one of these")
+        if self.initial_weights is not None and self.width != 1:
+            raise ValueError(f"initial_weights fits networks of width 1, not of width {self.width:g}; delete one")
         return self
 
 

@@ -6,9 +6,13 @@ from functools import lru_cache
 import torch
 from torch import nn
 
+from common.model_channels import norm_channels
 from common.model_state import Array, ModelState, require_same_parameters
+from common.models.densenet import build_densenet
+from common.models.mresnet import MResNet
 from common.models.norm import norm_layers, norm_state_names, replace_batch_norm
 from common.models.resnet import build_resnet
+from common.models.vgg import VGG
 from common.study import ModelSpec
 
 
@@ -26,18 +30,36 @@ def build_model(spec: ModelSpec, *, num_sequences: int, generator: torch.Generat
     with torch.random.fork_rng(devices=[], enabled=generator is not None):
         if generator is not None:
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        model = build_resnet(spec, num_sequences=num_sequences)
+        model = _with_batch_norm(spec, num_sequences)
     if spec.norm == "group":
         replace_batch_norm(model, spec.num_groups)
     _require_built_as_asked(model, spec)
     return model
 
 
+def _with_batch_norm(spec: ModelSpec, num_sequences: int) -> nn.Module:
+    match spec.name:
+        case "densenet121":
+            return build_densenet(num_sequences=num_sequences, width=spec.width, stem_stride=spec.stem_stride)
+        case "vgg11" | "vgg16":
+            return VGG(spec.name, num_sequences=num_sequences, width=spec.width)
+        case "mresnet":
+            return MResNet(num_sequences=num_sequences, width=spec.width, stem_stride=spec.stem_stride)
+        case "resnet10" | "resnet18" | "resnet50":
+            return build_resnet(
+                spec.name,
+                num_sequences=num_sequences,
+                width=spec.width,
+                stem_stride=spec.stem_stride,
+                dilated=spec.dilated,
+            )
+
+
 def _require_built_as_asked(model: nn.Module, spec: ModelSpec) -> None:
     wanted = nn.GroupNorm if spec.norm == "group" else nn.BatchNorm3d
-    norms = norm_layers(model)
-    assert len(norms) == 12, f"ResNet10 has 12 normalisation layers, found {len(norms)}"
-    assert all(type(norm) is wanted for norm in norms.values()), f"a layer is not {wanted.__name__}"
+    layers, channels = list(norm_layers(model).values()), norm_channels(spec.name, spec.width)
+    assert len(layers) == len(channels), f"{spec.name}: {len(layers)} normalisation layers, not {len(channels)}"
+    assert all(type(layer) is wanted for layer in layers), f"{spec.name}: a layer is not {wanted.__name__}"
 
 
 @lru_cache(maxsize=32)

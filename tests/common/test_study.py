@@ -173,6 +173,9 @@ OTHER_VALUES: dict[str, object] = {
     "model.num_groups": 2,
     "model.width": 0.25,
     "model.stem_stride": 1,
+    "model.name": "densenet121",
+    "model.dilated": True,
+    "model.initial_weights": "0" * 64,
     "training.optimizer": "sgd",
     "training.schedule": "constant",
     "training.class_weighting": "none",
@@ -195,6 +198,7 @@ OTHER_VALUES: dict[str, object] = {
 """A changed value where a larger number is none."""
 
 NEEDED_WITH: dict[str, dict[str, dict[str, object]]] = {
+    "model.initial_weights": {"model": {"width": 1.0}},
     "training.local_steps": {"training": {"local_epochs": None}},
     "training.control_variates": {
         "training": {"optimizer": "sgd", "momentum": 0.0, "local_steps": 4, "local_epochs": None}
@@ -217,7 +221,7 @@ def leaves(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str
 ALL_SETTINGS = dict(leaves(study(study_text(augmentation={"drop_sequence": 0.1})).model_dump(mode="json")))
 
 
-@pytest.mark.parametrize("setting", [name for name in ALL_SETTINGS if name != "model.name"])
+@pytest.mark.parametrize("setting", list(ALL_SETTINGS))
 def test_digest_changes_with_every_setting(setting: str) -> None:
     values = study(study_text(augmentation={"drop_sequence": 0.1})).model_dump(mode="json")
     for name, others in NEEDED_WITH.get(setting, {}).items():
