@@ -22,6 +22,7 @@ COMMANDS = (
     "stop",
     "status",
     "report",
+    "compare",
 )
 """Modules of `server.commands`."""
 
