@@ -1,4 +1,4 @@
-"""The scanners of the six hospitals: sequences, grid, coil, noise and how intensities are stored."""
+"""The scanners of the hospitals: sequences, grid, coil, noise and how intensities are stored."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,10 +43,13 @@ class Scanner:
         }
 
 
+_LARGE_CENTRE = Scanner(
+    "3T", PulseSequence(2000, 9, 860), PulseSequence(4500, 100), (1, 1, 1), "RAS", 2, 0.20, 30, 900, 1.0
+)
 _OLD_T1, _OLD_T2 = PulseSequence(450, 9), PulseSequence(3500, 85)
 
 SCANNERS: Mapping[str, Scanner] = {
-    "A": Scanner("3T", PulseSequence(2000, 9, 860), PulseSequence(4500, 100), (1, 1, 1), "RAS", 2, 0.20, 30, 900, 1.0),
+    "A": _LARGE_CENTRE,
     "B": Scanner("1.5T", PulseSequence(500, 12), PulseSequence(4000, 98), (0.5, 0.5, 6), "LPS", 12, 0.08, 18, 250, 0.9),
     "C": Scanner(
         "3T", PulseSequence(1750, 24, 780), PulseSequence(5600, 110), (0.9, 0.9, 1.2), "PSR", 5, 0.28, 24, 2500, 1.1
@@ -56,4 +59,5 @@ SCANNERS: Mapping[str, Scanner] = {
         "3T", PulseSequence(600, 10), PulseSequence(6000, 120), (0.43, 0.43, 5.5), "RAS", 8, 0.24, 22, 40, 1.0
     ),
     "F": Scanner("1.5T", _OLD_T1, _OLD_T2, (1, 1, 5), "LPS", 10, 0.10, 14, 4000, 0.9),
+    "P": _LARGE_CENTRE,  # what the paper's patients were scanned with is not in its readable text
 }

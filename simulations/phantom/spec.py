@@ -1,4 +1,4 @@
-"""The six hospitals, and what a user may choose about all of them."""
+"""The hospitals, and what a user may choose about all of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,6 +50,8 @@ HOSPITALS: Mapping[str, HospitalSpec] = {
     "D": HospitalSpec("D", SCANNERS["D"], 30, 0.25, _missing(0.05, 0.15, 0.05)),
     "E": HospitalSpec("E", SCANNERS["E"], 24, 0.10, _missing(0.0, 0.0, 0.03)),
     "F": HospitalSpec("F", SCANNERS["F"], 10, 0.30, _missing(0.0, 1.0, 0.0), label_noise=0.10),
+    # The source paper's one hospital in number and classes (simulations.paper.published): 234 patients, 42 necroses.
+    "P": HospitalSpec("P", SCANNERS["P"], 234, 42 / 234, _missing(0.0, 0.0, 0.0)),
 }
 
 
