@@ -94,12 +94,53 @@ def _parser() -> argparse.ArgumentParser:
         help="finest voxel edge; the scanners' own if absent, at full size",
     )
     _add_common(hospitals, sites="A,B,C,D,E,F")
+    _add_paper(commands)
     return parser
+
+
+def _add_paper(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    paper = commands.add_parser(
+        "paper",
+        help="the source paper's table: its six models on phantoms, beside the published figures",
+        description="Trains the six models of the source paper on each sequence and on all three, at one phantom "
+        "hospital of 234 patients and at five federated ones, and shows the figures beside the published ones. The "
+        "same command goes on with a table that was interrupted. Phantoms are not patients: this does not reproduce "
+        "the clinical result. Research use only.",
+        argument_default=argparse.SUPPRESS,
+    )
+    paper.set_defaults(run=_paper)
+    paper.add_argument(
+        "--models",
+        default=None,
+        metavar="NAMES",
+        help="out of resnet10, densenet121, resnet50, vgg11, mresnet, vgg16 (all)",
+    )
+    paper.add_argument("--sequences", default=None, metavar="NAMES", help="out of t1, t1ce, t2 and all (each of them)")
+    paper.add_argument("--seeds", default=None, type=int, metavar="N", help="seeds of weights, order and split (1)")
+    paper.add_argument("--patients", type=int, metavar="N", help="at the one hospital, the five in proportion (234)")
+    paper.add_argument("--rounds", type=int, metavar="N", help="rounds of training (20)")
+    paper.add_argument("--width", default=None, type=float, metavar="X", help="factor on the models' channels (1)")
+    paper.add_argument(
+        "--federated",
+        default=True,
+        action=argparse.BooleanOptionalAction,
+        help="whether the five hospitals are trained too (yes)",
+    )
+    paper.add_argument(
+        "--study", type=Path, metavar="FILE", help="what all cells train with; the paper's study if absent"
+    )
+    paper.add_argument("--separation", type=float, metavar="X", help="how far apart the classes are (1.5)")
+    paper.add_argument("--seed", type=int, metavar="N", help="seed of the phantoms, and the first of the cells (0)")
+    paper.add_argument("--data", type=Path, metavar="DIR", help="where the phantoms lie (hospitals)")
+    paper.add_argument("--out", type=Path, metavar="DIR", help="folder of the table (runs/paper)")
+    paper.add_argument("--workers", type=int, metavar="N", help="cells trained side by side, a thread each (all cores)")
+    paper.add_argument("--dry-run", default=False, action="store_true", help="only say what it would cost")
+    paper.add_argument("--json", action="store_true", help="print the table as JSON on standard output")
 
 
 def _add_common(parser: argparse.ArgumentParser, *, sites: str) -> None:
     phantoms = parser.add_argument_group("phantom hospitals")
-    phantoms.add_argument("--sites", metavar="LETTERS", help=f"hospitals out of A to F ({sites})")
+    phantoms.add_argument("--sites", metavar="LETTERS", help=f"hospitals out of A to F, or P ({sites})")
     phantoms.add_argument("--patients", type=int, metavar="N", help="patients per hospital; its own number if absent")
     phantoms.add_argument(
         "--separation", type=float, metavar="X", help="how far apart the classes are: 1 realistic (1.5)"
@@ -124,3 +165,9 @@ def _hospitals(arguments: argparse.Namespace, console: Console) -> int:
     from simulations.hospitals_command import hospitals_command
 
     return hospitals_command(arguments, console)
+
+
+def _paper(arguments: argparse.Namespace, console: Console) -> int:
+    from simulations.paper.command import paper_command
+
+    return paper_command(arguments, console)
