@@ -306,7 +306,7 @@ def read_evaluate_reply(records: RecordDict, task: EvaluateTask) -> EvaluateRepl
     if (failure := values.failure()) is not None:
         return failure
     study, personal = task.study, None
-    if study.personalization.method != "none":
+    if study.personalization.method != "none" and _KEY_PERSONAL in records:  # a site held out has no model of its own
         personal = _read_evaluation(
             records,
             _Values(records, _KEY_PERSONAL),

@@ -2,17 +2,33 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from common.errors import ProtocolError
 from common.messages import MESSAGE_TYPES, read_evaluate_reply, task_records
-from common.tasks import EvaluateTask, Evaluation, Failure, SiteManifest
+from common.tasks import EvaluateReply, EvaluateTask, Evaluation, Failure, SiteManifest
 from server.exchange import collect
 from server.pooling import Pool, pool_evaluations
 
 log = logging.getLogger(__name__)
+
+HELD_OUT = "held out: a site that does not train has no model of its own"
+
+
+@dataclass(frozen=True)
+class EvaluatedState:
+    """What the sites counted of one model state.
+
+    Attributes:
+        pool: Of the global model.
+        personal: Of the sites' own models, each on its own patients; None in a study without.
+    """
+
+    pool: Pool
+    personal: Pool | None
 
 
 def evaluate_at_sites(
@@ -23,7 +39,7 @@ def evaluate_at_sites(
     manifests: Mapping[str, SiteManifest],
     missing: Mapping[str, str],
     answered: Callable[[str], None],
-) -> Pool:
+) -> EvaluatedState:
     """Send a model state to all sites and pool what they count.
 
     Args:
@@ -34,38 +50,57 @@ def evaluate_at_sites(
         missing: Sites that are not asked, with the reason.
         answered: Called with each site whose reply has come.
     """
-    evaluations: dict[str, Evaluation] = {}
+    replies: dict[str, EvaluateReply] = {}
     problems = dict(missing)
 
     def take(site: str, records: RecordDict) -> None:
         try:
-            evaluations[site] = _read(records, task, manifests[site])
+            replies[site] = _read(records, task, manifests[site], has_personal=site in with_personal)
         except ProtocolError as error:
             problems[site] = str(error)
         answered(site)
 
+    study = task.study
+    held_out = study.participation.held_out
+    is_personalized = study.personalization.method != "none"
+    with_personal = [site for site in nodes if is_personalized and site not in held_out]
     problems |= collect(
         grid,
         lambda: task_records(task),
         message_type=MESSAGE_TYPES[EvaluateTask],
         group=task.split,
         nodes=nodes,
-        timeout_s=task.study.participation.round_timeout_s,
-        enough=task.study.participation.min_sites,
+        timeout_s=study.participation.round_timeout_s,
+        enough=study.participation.min_sites,
         on_reply=take,
     )
     for site, reason in sorted(problems.items()):
         log.warning("evaluation on %s, %s: %s", task.split, site, reason)
-    return pool_evaluations(evaluations, missing=problems, study=task.study)
+    pool = pool_evaluations({site: reply.evaluation for site, reply in replies.items()}, missing=problems, study=study)
+    if not is_personalized:
+        return EvaluatedState(pool, None)
+    own = {
+        site: reply.personal for site, reply in replies.items() if site not in held_out and reply.personal is not None
+    }
+    without = problems | {site: HELD_OUT for site in replies if site in held_out}
+    return EvaluatedState(pool, pool_evaluations(own, missing=without, study=study))
 
 
-def _read(records: RecordDict, task: EvaluateTask, manifest: SiteManifest) -> Evaluation:
+def _read(records: RecordDict, task: EvaluateTask, manifest: SiteManifest, *, has_personal: bool) -> EvaluateReply:
     reply = read_evaluate_reply(records, task)
     if isinstance(reply, Failure):
         raise ProtocolError(f"failed: {reply.code}")
-    evaluation = reply.evaluation
     if reply.study_digest != task.study.digest:
         raise ProtocolError(f"study {reply.study_digest[:12]}, expected {task.study.digest[:12]}")
+    _screen(reply.evaluation, task, manifest)
+    if has_personal:
+        if reply.personal is None:
+            raise ProtocolError("the reply holds no evaluation of the site's own model, which the study asks for")
+        _screen(reply.personal, task, manifest)
+    return reply
+
+
+def _screen(evaluation: Evaluation, task: EvaluateTask, manifest: SiteManifest) -> None:
     if evaluation.split != task.split:
         raise ProtocolError(f"evaluated the {evaluation.split} patients, expected {task.split}")
     if evaluation.cohort_digest != manifest.cohort_digests[task.split]:
@@ -74,4 +109,3 @@ def _read(records: RecordDict, task: EvaluateTask, manifest: SiteManifest) -> Ev
         found, registered = evaluation.statistics.num_patients, manifest.num_patients[task.split]
         if found != registered:
             raise ProtocolError(f"counted {found} patients, registered {registered}")
-    return evaluation

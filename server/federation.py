@@ -10,21 +10,24 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from common.errors import GliornError
+from common.errors import ConfigError, GliornError
 from common.model_state import Array, state_digest
-from common.models import initial_state
 from common.schedule import learning_rate_in_round
 from common.tasks import CompareTask, EvaluateTask, ModelOfRun, Split, TrainTask
 from server import progress as checkpoint
+from server.aggregation import initial_memory
 from server.compare_with import noted_models
 from server.comparison import ComparedSites, compare_at_sites, comparison_values
 from server.decision import Decision, decide, with_confusion
-from server.evaluation import evaluate_at_sites
+from server.evaluation import EvaluatedState, evaluate_at_sites
+from server.fedprox import ProximalStrength, adapted, first_strength
+from server.global_state import initial_global_state, trained_names
 from server.membership import Membership
 from server.pooling import Pool, candidate, pool_evaluations, summary
-from server.record import FinalEvaluation, manifest_values, stopped_text, write_record
+from server.progress import Progress
+from server.record import FinalEvaluation, PersonalEvaluation, manifest_values, stopped_text, write_record
 from server.records import RoundRecord, SiteRound
-from server.rounds import RoundResult, class_counts, class_weights, run_round
+from server.rounds import Aggregation, RoundResult, class_counts, class_weights, run_round
 from server.run_folder import RunFolder, write_json
 from server.status import Phase, StatusBoard
 
@@ -52,6 +55,15 @@ def _work_done(site: SiteRound) -> str:
     )
 
 
+def _require_expected(held_out: Iterable[str], sites: Sequence[str]) -> None:
+    unknown = sorted(set(held_out) - set(sites))
+    if unknown:
+        raise ConfigError(
+            f"participation.held_out names {', '.join(unknown)}, which this run does not expect; "
+            f"name sites out of {', '.join(sites)}, or none"
+        )
+
+
 class Federation:
     """One run over a Grid.
 
@@ -67,13 +79,24 @@ class Federation:
         self._now = now
         self._study = folder.read_study()
         self._participants = folder.read_participants()
+        _require_expected(self._study.participation.held_out, self._participants.sites)
         self._membership = Membership(grid, self._study, self._participants)
         self._board = StatusBoard(folder, num_rounds=self._study.rounds)
         resumed = checkpoint.resume(folder)
         if resumed is None:
-            state = initial_state(self._study.model, num_sequences=len(self._study.sequences), seed=self._study.seed)
-            resumed = checkpoint.begin(folder, state)
+            resumed = self._begin_run()
         self._progress = resumed
+        self._memory = checkpoint.load_memory(folder, resumed)
+
+    def _begin_run(self) -> Progress:
+        study, state = self._study, initial_global_state(self._study)
+        memory = initial_memory(
+            study.aggregation,
+            state,
+            trained=trained_names(study),
+            control_variates=study.training.control_variates,
+        )
+        return checkpoint.begin(self._folder, state, memory=memory)
 
     def run(self) -> str:
         """Run to the end, from wherever the folder says the run stands, unless the coordinator wishes otherwise.
@@ -140,7 +163,7 @@ class Federation:
         answered = self._begin("joining", self._participants.sites)
         self._membership.wait_and_join(timeout_s=self._study.participation.join_timeout_s, on_join=answered)
         self._remember_cohorts()
-        self._require_quorum(len(self._nodes()), "joined", self._not_asked())
+        self._require_quorum(len(self._nodes()), "joined", self._not_asked(), of=self._training_sites())
 
     def _remember_cohorts(self) -> None:
         self._membership.require_unchanged_cohorts(self._progress.cohorts)
@@ -151,6 +174,10 @@ class Federation:
         self._progress = replace(self._progress, cohorts=self._progress.cohorts | new)
         manifests = sorted(self._membership.manifests.items())
         write_json(self._folder.manifests, {site: manifest_values(manifest) for site, manifest in manifests})
+
+    def _training_sites(self) -> list[str]:
+        """Sites that are expected to train."""
+        return [site for site in self._participants.sites if site not in self._study.participation.held_out]
 
     def _nodes(self) -> dict[str, int]:
         """Nodes of the sites that train: joined, not quarantined, not held out."""
@@ -174,13 +201,13 @@ class Federation:
             name: f"{site.status}: {site.reason}" for name, site in self._sites_not_asked(held_out=held_out).items()
         }
 
-    def _require_quorum(self, num_sites: int, what: str, missing: Mapping[str, str]) -> None:
+    def _require_quorum(self, num_sites: int, what: str, missing: Mapping[str, str], *, of: Sequence[str]) -> None:
         least = self._study.participation.min_sites
         if num_sites >= least:
             return
         names = "; ".join(f"{site} ({why})" for site, why in sorted(missing.items()))
         raise QuorumError(
-            f"{num_sites} of {len(self._participants.sites)} sites {what}, the study needs {least}. "
+            f"{num_sites} of {len(of)} sites {what}, the study needs {least}. "
             f"Missing: {names}. Mend these sites, then continue the run: "
             f"nothing before round {self._progress.round + 1} is lost"
         )
@@ -198,27 +225,40 @@ class Federation:
         )
         self._remember_cohorts()
         nodes, manifests = self._nodes(), self._membership.manifests
-        counts = class_counts(self._study, manifests)
+        counts, strength = class_counts(self._study, manifests), self._fedprox()
         task = TrainTask(
             study=self._study,
             run=self._folder.name,
             round=round,
             class_weights=class_weights(self._study, counts),
             class_counts=counts,
-            fedprox_mu=self._study.training.fedprox_mu,
+            fedprox_mu=strength.mu,
             best_round=self._progress.best.round if self._progress.best else 0,
             state=state,
+            control=self._memory.get("control"),
         )
         answered = self._begin("round", nodes, round=round)
-        result = run_round(self._grid, task, folder=self._folder, nodes=nodes, manifests=manifests, answered=answered)
+        result = run_round(
+            self._grid,
+            task,
+            folder=self._folder,
+            nodes=nodes,
+            manifests=manifests,
+            aggregation=Aggregation(self._memory, trained_names(self._study), len(self._training_sites())),
+            answered=answered,
+        )
         sites = self._sites_not_asked() | dict(result.sites)
         missing = {name: f"{site.status}: {site.reason}" for name, site in sites.items() if site.status != "accepted"}
         if result.state is None:
-            self._require_quorum(len(sites) - len(missing), f"gave a usable reply in round {round}", missing)
+            num_accepted = len(sites) - len(missing)
+            self._require_quorum(
+                num_accepted, f"gave a usable reply in round {round}", missing, of=self._training_sites()
+            )
         assert result.state is not None, "a round with a quorum has a state"
         pool = pool_evaluations(result.evaluations, missing=missing, study=self._study)
         if round > 1:
             self._consider(round - 1, pool)
+        self._adapt_fedprox(strength, pool)
         self._quarantine(result)
         record = RoundRecord(
             round=round,
@@ -232,10 +272,28 @@ class Federation:
             started_at=started_at.isoformat(timespec="seconds"),
             seconds=time.monotonic() - started,
         )
-        self._progress = checkpoint.commit(self._folder, self._progress, record=record, state=result.state)
+        self._progress = checkpoint.commit(
+            self._folder, self._progress, record=record, state=result.state, memory=result.memory
+        )
+        self._memory = checkpoint.load_memory(self._folder, self._progress)
         for name, site in sorted(sites.items()):
             log.info("round %d, %s: %s", round, name, missing.get(name) or _work_done(site))
         return checkpoint.load_state(self._folder, round)
+
+    def _fedprox(self) -> ProximalStrength:
+        """The strength of FedProx in the next round."""
+        training = self._study.training
+        if not training.fedprox_adaptive:
+            return ProximalStrength(training.fedprox_mu)
+        return self._progress.fedprox or first_strength(training.fedprox_mu)
+
+    def _adapt_fedprox(self, strength: ProximalStrength, pool: Pool) -> None:
+        if not self._study.training.fedprox_adaptive:
+            return
+        new = adapted(strength, pool.total)
+        if new.mu != strength.mu:
+            log.info("pooled validation loss %.4f: FedProx goes on with mu %g", new.loss, new.mu)
+        self._progress = replace(self._progress, fedprox=new)
 
     def _consider(self, round: int, pool: Pool) -> None:
         new = candidate(round, summary(pool, study=self._study))
@@ -252,32 +310,46 @@ class Federation:
 
     def _evaluate_final(self, state: State) -> FinalEvaluation:
         """Evaluate the last state, choose the best one, fix its threshold on validation, then apply it to the test."""
-        last_validation = self._evaluate("validation", self._study.rounds, state, threshold=None)
-        self._consider(self._study.rounds, last_validation)
+        last = self._evaluate("validation", self._study.rounds, state)
+        self._consider(self._study.rounds, last.pool)
         checkpoint.save(self._folder, self._progress)
         best = self._progress.best
         assert best is not None, "the last state is a candidate"
         if best.round == self._study.rounds:
-            best_state, validation = state, last_validation
+            best_state, chosen = state, last
         else:
             digest = checkpoint.read_rounds(self._folder, self._progress)[best.round - 1]["state_digest"]
             best_state = checkpoint.load_state(self._folder, best.round, digest=digest)
-            validation = self._evaluate("validation", best.round, best_state, threshold=None)
-        decision: Decision = decide(validation, self._study)
-        validation = with_confusion(validation, decision.threshold)
-        test = self._evaluate("test", best.round, best_state, threshold=decision.threshold)
-        self._require_quorum(len(test.answered), "answered in the test", test.missing)
+            chosen = self._evaluate("validation", best.round, best_state)
+        decision = decide(chosen.pool, self._study)
+        own = None if chosen.personal is None else decide(chosen.personal, self._study)
+        test = self._evaluate("test", best.round, best_state, decision=decision, personal=own)
+        num_answered = len(test.pool.answered)
+        self._require_quorum(num_answered, "answered in the test", test.pool.missing, of=self._participants.sites)
+        personal = None
+        if chosen.personal is not None and own is not None and test.personal is not None:
+            personal = PersonalEvaluation(own, with_confusion(chosen.personal, own.threshold), test.personal)
         return FinalEvaluation(
             best=best,
             best_state=best_state,
             final_state=state,
-            last_validation=summary(last_validation, study=self._study),
+            last_validation=summary(last.pool, study=self._study),
             decision=decision,
-            validation=validation,
-            test=test,
+            validation=with_confusion(chosen.pool, decision.threshold),
+            test=test.pool,
+            personal=personal,
         )
 
-    def _evaluate(self, split: Split, round: int, state: State, *, threshold: float | None) -> Pool:
+    def _evaluate(
+        self,
+        split: Split,
+        round: int,
+        state: State,
+        *,
+        decision: Decision | None = None,
+        personal: Decision | None = None,
+    ) -> EvaluatedState:
+        """Evaluate a state at the sites, and their own models of its round, at the thresholds that are frozen."""
         assert split != "train"
         tested = split == "test"
         nodes, manifests = self._test_nodes() if tested else self._nodes(), self._membership.manifests
@@ -289,7 +361,8 @@ class Federation:
             class_weights=class_weights(self._study, counts),
             class_counts=counts,
             split=split,
-            threshold=threshold,
+            threshold=None if decision is None else decision.threshold,
+            personal_threshold=None if personal is None else personal.threshold,
             state=state,
         )
         return evaluate_at_sites(

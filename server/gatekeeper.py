@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from statistics import median
 
+import numpy as np
+
 from common.errors import ProtocolError
-from common.model_state import ModelState, non_finite_entry, require_same_parameters, update_norm
+from common.model_state import ModelState, blocks, non_finite_entry, require_same_parameters, update_norm
 from common.tasks import SiteManifest, TrainReply
 
 
@@ -18,7 +20,7 @@ def screen_train_reply(
         study_digest: The digest of this run's study.
         round: The round that was asked for.
         manifest: What the site registered before the first round.
-        global_state: The state the site was sent.
+        global_state: The state the site was sent; empty where sites send no state back.
 
     Returns:
         The norm of the site's update.
@@ -36,6 +38,38 @@ def screen_train_reply(
     if (name := non_finite_entry(reply.state)) is not None:
         raise ProtocolError(f"{name} holds NaN or infinite numbers, expected finite ones")
     return update_norm(reply.state, global_state)
+
+
+def screen_control_update(update: ModelState | None, control: ModelState | None) -> float | None:
+    """Check the change of a site's control variate as a state is checked.
+
+    Args:
+        update: What the site sent.
+        control: The server's variate, which the site was sent; None without SCAFFOLD.
+
+    Returns:
+        The norm of the change; None without SCAFFOLD.
+
+    Raises:
+        ProtocolError: Says what was found and what was expected.
+    """
+    if control is None:
+        return None
+    if update is None:
+        raise ProtocolError("the reply holds no control update, the study trains with control_variates")
+    try:
+        require_same_parameters(update, control)
+    except ProtocolError as error:
+        raise ProtocolError(f"control update: {error}") from None
+    if (name := non_finite_entry(update)) is not None:
+        raise ProtocolError(f"control update: {name} holds NaN or infinite numbers, expected finite ones")
+    square = 0.0
+    for name in sorted(update):
+        values = update[name].reshape(-1)
+        for block in blocks(values.size):
+            part = values[block].astype(np.float64)
+            square += float(np.vdot(part, part))
+    return float(np.sqrt(square))
 
 
 def _require_registered_patients(found: tuple[int, int], registered: tuple[int, int]) -> None:
@@ -57,8 +91,8 @@ def _require_registered_evaluation(reply: TrainReply, manifest: SiteManifest) ->
             raise ProtocolError(f"counted {found} validation patients, registered {registered}")
 
 
-def outlying_updates(norms: Mapping[str, float], *, max_ratio: float) -> dict[str, str]:
-    """Sites whose update is far larger than the others', with the reason.
+def outlying_updates(norms: Mapping[str, float], *, max_ratio: float, what: str = "update") -> dict[str, str]:
+    """Sites whose update, or control update, is far larger than the others', with the reason.
 
     Each norm is compared with the median of the other sites' norms. With fewer than three sites there is no telling
     who is the outlier, and none is named.
@@ -70,6 +104,6 @@ def outlying_updates(norms: Mapping[str, float], *, max_ratio: float) -> dict[st
         others = median(other for name, other in norms.items() if name != site)
         if norm > max_ratio * others > 0:
             outliers[site] = (
-                f"its update has norm {norm:.3g}, more than {max_ratio:g} times the others' median of {others:.3g}"
+                f"its {what} has norm {norm:.3g}, more than {max_ratio:g} times the others' median of {others:.3g}"
             )
     return outliers

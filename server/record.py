@@ -15,6 +15,7 @@ from common.model_state import ModelState, encode_state, state_digest
 from common.study import CLASS_NAMES, Study
 from common.tasks import SiteManifest
 from server.decision import Decision
+from server.global_state import LOCAL_MODELS, absence_reason, absent_names
 from server.pooling import Pool
 from server.progress import Candidate, Progress, read_rounds
 from server.records import missing_sites, ranges
@@ -38,12 +39,29 @@ class FinalEvaluation:
         decision: The frozen threshold.
         validation: Counts of the best state on the validation patients.
         test: Counts of the best state on the test patients, at the frozen threshold.
+        personal: The same of the sites' own models; None in a study without.
     """
 
     best: Candidate
     best_state: ModelState
     final_state: ModelState
     last_validation: Mapping[str, Any]
+    decision: Decision
+    validation: Pool
+    test: Pool
+    personal: "PersonalEvaluation | None" = None
+
+
+@dataclass(frozen=True)
+class PersonalEvaluation:
+    """What the sites' own models brought, each on the patients of its own site.
+
+    Attributes:
+        decision: Their frozen threshold, chosen by the same rule on their own validation.
+        validation: Counts on the validation patients.
+        test: Counts on the test patients, at that threshold.
+    """
+
     decision: Decision
     validation: Pool
     test: Pool
@@ -147,23 +165,34 @@ def manifest_values(manifest: SiteManifest) -> dict[str, Any]:
 
 def _result_values(folder: RunFolder, study: Study, final: FinalEvaluation) -> dict[str, Any]:
     states = {"best": (final.best.round, final.best_state), "final": (study.rounds, final.final_state)}
-    threshold = final.decision.threshold
-    return {
+    values: dict[str, Any] = {
         "selection": {
             "rule": "highest pooled validation AUC; ties: lower loss, then the earlier round",
             "best": asdict(final.best),
             "last_validation": final.last_validation,
         },
-        "operating_point": {
-            "rule": final.decision.rule,
-            "threshold": None if threshold is None else _number_or_text(threshold),
-            "reason": final.decision.reason or None,
-        },
+        "operating_point": _decision_values(final.decision),
         "figures": {"validation": _figures(final.validation, study), "test": _figures(final.test, study)},
+    }
+    if (own := final.personal) is not None:
+        values["operating_point"]["personal"] = _decision_values(own.decision)
+        values["figures"]["personal_validation"] = _figures(own.validation, study)
+        values["figures"]["personal_test"] = _figures(own.test, study)
+    if study.aggregation.method == "local":
+        return values | {"models": {}, "no_model": LOCAL_MODELS}
+    return values | {
         "models": {
             name: _write_model(folder, study, final.decision, name=name, round=round, state=state)
             for name, (round, state) in states.items()
         },
+    }
+
+
+def _decision_values(decision: Decision) -> dict[str, Any]:
+    return {
+        "rule": decision.rule,
+        "threshold": None if decision.threshold is None else _number_or_text(decision.threshold),
+        "reason": decision.reason or None,
     }
 
 
@@ -201,6 +230,8 @@ def _write_model(
         "classes": CLASS_NAMES,
         "threshold": None if threshold is None else _number_or_text(threshold),
     }
+    if absent := absent_names(study):
+        use["absent"] = {"names": sorted(absent), "why": absence_reason(study)}
     payload = encode_state(state, metadata={"gliorn": json.dumps(use, sort_keys=True)})
     path = folder.model / f"{name}.safetensors"
     write_atomically(path, payload)

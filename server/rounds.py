@@ -1,7 +1,7 @@
 """One round of training: ask the sites, screen each reply as it comes, fold the accepted ones into the next state."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from flwr.serverapp import Grid
 
 from common.errors import ProtocolError
 from common.messages import MESSAGE_TYPES, read_train_reply, task_records
-from common.model_state import Array, ModelState, encode_state
+from common.model_state import ModelState, encode_state
 from common.study import Study
 from common.tasks import Evaluation, Failure, SiteManifest, TrainTask
-from server.aggregation import aggregation_weight, balanced_class_weights, weighted_mean
+from server.aggregation import Memory, aggregation_weight, balanced_class_weights, next_control, next_state
 from server.disk import once_there_is_room
 from server.exchange import collect
-from server.gatekeeper import outlying_updates, screen_train_reply
+from server.gatekeeper import outlying_updates, screen_control_update, screen_train_reply
 from server.records import SiteRound
 from server.run_folder import RunFolder
 from server.stored_state import StoredState
@@ -32,11 +32,28 @@ class RoundResult:
         state: The next global state; None where fewer sites than the quorum were accepted.
         sites: What each asked site did.
         evaluations: What the accepted sites counted of the state they were sent.
+        memory: What the server remembers for the next round.
     """
 
-    state: Mapping[str, Array] | None
+    state: ModelState | None
     sites: Mapping[str, SiteRound]
     evaluations: Mapping[str, Evaluation]
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """What the aggregation of a round needs beside the replies.
+
+    Attributes:
+        memory: What the server remembers from the round before.
+        trained: Names of the trained parameters.
+        num_sites: Sites that are expected to train in this run, whether or not they are there.
+    """
+
+    memory: Memory
+    trained: Set[str]
+    num_sites: int
 
 
 def class_counts(study: Study, manifests: Mapping[str, SiteManifest]) -> tuple[int, int]:
@@ -58,6 +75,7 @@ def run_round(
     folder: RunFolder,
     nodes: Mapping[str, int],
     manifests: Mapping[str, SiteManifest],
+    aggregation: Aggregation,
     answered: Callable[[str], None],
 ) -> RoundResult:
     """Run one round. What is sent and what has come stays on disk, so that one model state at a time is in memory.
@@ -68,6 +86,7 @@ def run_round(
         folder: The run.
         nodes: Flower's node of each site that is asked.
         manifests: What those sites registered.
+        aggregation: What is needed to make the next state of their replies.
         answered: Called with each site whose reply has come.
     """
     reception = _Reception(task, folder, manifests)
@@ -92,11 +111,31 @@ def run_round(
     for name, site in sorted(reception.sites.items()):
         if site.status != "accepted":
             log.warning("round %d, %s: %s: %s", task.round, name, site.status, site.reason)
-    state = None
+    state, memory = None, aggregation.memory
     if len(accepted) >= task.study.participation.min_sites:
-        state = weighted_mean(reception.states(accepted), reference=task.state)
+        state, memory = _aggregate(task, reception, accepted, aggregation)
     reception.clear()
-    return RoundResult(state, reception.sites, {name: reception.evaluations[name] for name in accepted})
+    return RoundResult(state, reception.sites, {name: reception.evaluations[name] for name in accepted}, memory)
+
+
+def _aggregate(
+    task: TrainTask, reception: "_Reception", accepted: Mapping[str, SiteRound], aggregation: Aggregation
+) -> tuple[ModelState, Memory]:
+    """The next state and memory; notes for each accepted site what it weighs in the state."""
+    made = next_state(
+        task.study.aggregation,
+        reception.states(accepted),
+        reference=task.state,
+        memory=aggregation.memory,
+        trained=aggregation.trained,
+    )
+    for name, weight in zip(sorted(accepted), made.weights, strict=False):  # no weights where no state is made
+        reception.sites[name] = replace(reception.sites[name], weight=weight)
+    memory = dict(made.memory)
+    if task.control is not None:
+        updates = reception.control_updates(accepted)
+        memory["control"] = next_control(task.control, updates, num_sites=aggregation.num_sites)
+    return made.state, memory
 
 
 class _Reception:
@@ -106,6 +145,7 @@ class _Reception:
         self._task = task
         self._folder = folder
         self._manifests = manifests
+        self._sends_state = task.study.aggregation.method != "local"
         self.sites: dict[str, SiteRound] = {}
         self.evaluations: dict[str, Evaluation] = {}
         folder.replies.mkdir(exist_ok=True)
@@ -123,39 +163,58 @@ class _Reception:
                 study_digest=task.study.digest,
                 round=task.round,
                 manifest=self._manifests[site],
-                global_state=task.state,
+                global_state=task.state if self._sends_state else {},
             )
+            control_norm = screen_control_update(reply.control_update, task.control)
         except ProtocolError as error:
             self.sites[site] = SiteRound("refused", str(error))
             return
-        payload = encode_state(reply.state)
-        # Not synced: a reply that a crash swallows is asked for again with its round.
-        once_there_is_room(lambda: self._path(site).write_bytes(payload))
+        received_bytes = 0
+        if self._sends_state:
+            received_bytes += self._store(self._path(site), reply.state)
+        if reply.control_update is not None:
+            received_bytes += self._store(self._control_path(site), reply.control_update)
         self.evaluations[site] = reply.evaluation
         self.sites[site] = SiteRound(
             "accepted",
             num_patients=reply.num_patients,
-            weight=aggregation_weight(reply.num_patients, task.class_weights),
-            update_norm=norm,
+            weight=aggregation_weight(reply.num_patients, task.class_weights) if self._sends_state else None,
+            update_norm=norm if self._sends_state else None,
             num_steps=reply.num_steps,
             train_loss=reply.train_loss,
             optimizer=reply.optimizer,
             seconds=reply.seconds,
-            received_bytes=len(payload),
+            received_bytes=received_bytes,
+            control_norm=control_norm,
         )
+
+    @staticmethod
+    def _store(path: Path, state: ModelState) -> int:
+        payload = encode_state(state)
+        # Not synced: a reply that a crash swallows is asked for again with its round.
+        once_there_is_room(lambda: path.write_bytes(payload))
+        return len(payload)
 
     def refuse_outliers(self, max_ratio: float) -> None:
         norms = {name: site.update_norm for name, site in self.sites.items() if site.update_norm is not None}
-        for name, reason in outlying_updates(norms, max_ratio=max_ratio).items():
+        controls = {name: site.control_norm for name, site in self.sites.items() if site.control_norm is not None}
+        outliers = outlying_updates(controls, max_ratio=max_ratio, what="control update")
+        outliers |= outlying_updates(norms, max_ratio=max_ratio)
+        for name, reason in outliers.items():
             self.sites[name] = replace(self.sites[name], status="refused", reason=reason)
 
     def states(self, accepted: Mapping[str, SiteRound]) -> list[tuple[ModelState, float]]:
-        """The accepted states, on disk, in the order of the sites' names."""
+        """The accepted states, on disk, in the order of the sites' names; none where sites send no state."""
         states: list[tuple[ModelState, float]] = []
         for name, site in sorted(accepted.items()):
-            assert site.weight is not None
+            if site.weight is None:
+                continue
             states.append((StoredState(self._path(name), origin=f"the reply of {name}"), site.weight))
         return states
+
+    def control_updates(self, accepted: Mapping[str, SiteRound]) -> list[ModelState]:
+        """The accepted changes of control variates, on disk, in the order of the sites' names."""
+        return [StoredState(self._control_path(name), origin=f"the reply of {name}") for name in sorted(accepted)]
 
     def clear(self) -> None:
         for path in self._folder.replies.iterdir():
@@ -163,3 +222,6 @@ class _Reception:
 
     def _path(self, site: str) -> Path:
         return self._folder.replies / f"{site}.safetensors"
+
+    def _control_path(self, site: str) -> Path:
+        return self._folder.replies / f"{site}.control"  # no state of another site, all of which end otherwise

@@ -1,6 +1,6 @@
 """The next global state as a weighted mean of the sites' states, of which a part at a time need be in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,12 @@ def mean_of_block(
     for state, weight in states:
         sums += weight * state[name].reshape(-1)[block].astype(np.float64)
     return sums / total
+
+
+def parts_of(size: int, length: int) -> Iterator[slice]:
+    """An array of a size in parts of at most a length, where `blocks` would be too long to hold several of."""
+    for start in range(0, size, length):
+        yield slice(start, min(start + length, size))
 
 
 def as_type(values: NDArray[np.float64], dtype: np.dtype[Any]) -> Array:

@@ -10,18 +10,19 @@ passes. Measured, with states of 2000 to 20 000 standard normal numbers:
   counters of batches for parameters, and seven identical states give another one back (162 of 2000 numbers differ).
 
 FedMedian and FedTrimmedAvg empty the replies they are given. All hold every reply in memory: with seven sites 14 to 23
-copies of the model beyond the replies, where these functions hold the result and parts of 1 MiB.
+copies of the model beyond the replies, where these functions hold the result and some MiB.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.model_state import Array, ModelState
-from server.aggregation.mean import as_type
+from server.aggregation.mean import as_type, parts_of
 
 _NUMBERS_AT_A_TIME = 2**20
+"""Of all states together."""
 
 
 def coordinate_median(states: Sequence[ModelState], *, reference: ModelState) -> dict[str, Array]:
@@ -61,7 +62,7 @@ def _middle(states: Sequence[ModelState], num_cut: int, *, reference: ModelState
     result: dict[str, Array] = {}
     for name, array in reference.items():
         result[name] = np.empty(array.shape, dtype=array.dtype)
-        for block in _blocks(array.size, len(states)):
+        for block in parts_of(array.size, max(1, _NUMBERS_AT_A_TIME // len(states))):
             values = np.sort(_stack(states, name, block), axis=0)[num_cut : len(states) - num_cut]  # (kept, block)
             sums = values[0].astype(np.float64)
             for row in values[1:]:
@@ -100,7 +101,7 @@ def _squared_distances(states: Sequence[ModelState]) -> NDArray[np.float64]:
         array = states[0][name]
         if not np.issubdtype(array.dtype, np.floating):
             continue
-        for block in _blocks(array.size, num):
+        for block in parts_of(array.size, max(1, _NUMBERS_AT_A_TIME // num)):
             values = _stack(states, name, block).astype(np.float64)  # (n, block)
             for first in range(num):
                 for second in range(first + 1, num):
@@ -111,10 +112,3 @@ def _squared_distances(states: Sequence[ModelState]) -> NDArray[np.float64]:
 
 def _stack(states: Sequence[ModelState], name: str, block: slice) -> Array:
     return np.stack([state[name].reshape(-1)[block] for state in states])  # (n, block)
-
-
-def _blocks(size: int, num_states: int) -> Iterator[slice]:
-    """Parts of an array of which one of every state is in memory at a time."""
-    length = max(1, _NUMBERS_AT_A_TIME // num_states)
-    for start in range(0, size, length):
-        yield slice(start, min(start + length, size))

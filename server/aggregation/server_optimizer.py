@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from common.model_state import Array, ModelState, blocks
+from common.model_state import Array, ModelState
 from common.study import AggregationSpec
-from server.aggregation.mean import as_type, mean_of_block, total_weight
+from server.aggregation.mean import as_type, mean_of_block, parts_of, total_weight
 
 Numbers = NDArray[np.float64]
+_NUMBERS_AT_A_TIME = 2**17
+"""A step holds about a dozen of such parts in float64."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def server_step(
         parts = {part: old[name] for part, old in memory.items()} if name in trained else {}
         for part, old in parts.items():
             remembered[part][name] = np.empty(old.shape, dtype=old.dtype)
-        for block in blocks(before.size):
+        for block in parts_of(before.size, _NUMBERS_AT_A_TIME):
             mean = mean_of_block(states, name, block, total=total)
             if name in trained:
                 old_parts = {part: _numbers(old, block) for part, old in parts.items()}
