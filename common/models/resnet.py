@@ -1,6 +1,8 @@
 """The 3D ResNets of Hara et al. (2018, arXiv:1711.09577), as in MONAI, and their dilated form."""
 
-from monai.networks.nets.resnet import ResNet
+from functools import partial
+
+from monai.networks.nets.resnet import ResNet, ResNetBlock
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -37,8 +39,8 @@ def build_resnet(
         feed_forward=head,
         bias_downsample=name == "resnet10",  # useless in front of batch norm; MedicalNet has none
     )
-    for block in [block for stage in model.children() if isinstance(stage, nn.Sequential) for block in stage]:
-        if block.downsample is not None and not isinstance(block.downsample, nn.Module):
+    for block in model.modules():
+        if isinstance(block, ResNetBlock) and isinstance(block.downsample, partial):
             block.downsample = PaddedShortcut(block.conv1, block.conv2)
     if dilated:
         for stage_name, dilation in _DILATIONS.items():
