@@ -6,6 +6,7 @@ between the models (Airola et al., Comput. Stat. Data Anal. 55 (2011) 1828); the
 and is given beside it. Counts at the threshold are each fold's at its own.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -78,7 +79,7 @@ def fold_run(record: Mapping[str, Any]) -> FoldRun:
     Raises:
         ConfigError: If its study has no folds, or it has no pooled test figures.
     """
-    study = Study.model_validate(record["study"])
+    study = Study.model_validate_json(json.dumps(record["study"]))
     if study.split.num_folds is None:
         raise ConfigError(f"run {record['run']}: its study has no split.num_folds; name runs of a cross-validation")
     test = record.get("figures", {}).get("test")
