@@ -1,62 +1,37 @@
-"""A site's optimiser state from one round to the next, on disk, for studies that ask for it."""
-
-from pathlib import Path
+"""An optimiser's state as named arrays and back, for studies whose sites go on with it in the next round."""
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 
-from client.private_files import make_private_folder, write_atomically
+from client.site_memory import Part, SiteMemory
+from common.model_state import Array
 
 
-class OptimizerMemory:
-    """Keeps the state after each of the last two rounds of a run, so that a round that is run again begins alike.
+def restore_optimizer(optimizer: torch.optim.Optimizer, memory: SiteMemory, part: Part, *, round: int) -> bool:
+    """Give a fresh optimiser the state after the round before.
 
-    Args:
-        cache: The site's cache folder.
-        run: Name of the run.
+    Returns:
+        Whether there was one; without it, as in the first round or after a round was missed, nothing changes.
     """
+    values = memory.read(part, round=round - 1)
+    if values is None:
+        return False
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, array in values.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = torch.from_numpy(array.copy())
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return True
 
-    def __init__(self, cache: Path, run: str) -> None:
-        self._folder = cache / "optimizer" / run
 
-    def restore(self, optimizer: torch.optim.Optimizer, *, round: int) -> bool:
-        """Give a fresh optimiser the state after the round before.
+def keep_optimizer(optimizer: torch.optim.Optimizer, memory: SiteMemory, part: Part, *, round: int) -> None:
+    """Write an optimiser's state as it is after a round."""
+    memory.keep(part, _values_of(optimizer), round=round)
 
-        Returns:
-            Whether there was one; without it, as in the first round or after a round was missed, nothing changes.
-        """
-        path = self._path(round - 1)
-        if not path.is_file():
-            return False
-        try:
-            tensors = load_safetensors(path.read_bytes())
-        except SafetensorError:
-            return False
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for key, tensor in tensors.items():
-            index, name = key.split(".", 1)
-            state.setdefault(int(index), {})[name] = tensor
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        return True
 
-    def keep(self, optimizer: torch.optim.Optimizer, *, round: int) -> None:
-        """Write the state after a round and drop all but this one and the one before.
-
-        Later ones are of an earlier run of the same name.
-        """
-        tensors = {
-            f"{index}.{name}": value.detach().cpu().contiguous()
-            for index, values in optimizer.state_dict()["state"].items()
-            for name, value in values.items()
-            if isinstance(value, torch.Tensor)
-        }
-        make_private_folder(self._folder)
-        write_atomically(self._path(round), save_safetensors(tensors))
-        for path in self._folder.glob("round-*.safetensors"):
-            if path not in (self._path(round - 1), self._path(round)):
-                path.unlink()
-
-    def _path(self, round: int) -> Path:
-        return self._folder / f"round-{round:05d}.safetensors"
+def _values_of(optimizer: torch.optim.Optimizer) -> dict[str, Array]:
+    return {
+        f"{index}.{name}": value.detach().cpu().numpy()
+        for index, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+        if isinstance(value, torch.Tensor)
+    }

@@ -1,5 +1,6 @@
 """Which training exams a step sees."""
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -21,15 +22,12 @@ def batches_of_round(training: TrainingSpec, labels: Tensor, generator: torch.Ge
     """
     steps_left = training.local_steps if training.local_steps is not None else math.inf
     epochs_left = training.local_epochs if training.local_epochs is not None else math.inf
-    draws = None
+    classes = None
     if training.sampling == "class_balanced" and has_both_classes(labels):
-        draws = [_endless((labels == label).nonzero().flatten(), generator) for label in (0, 1)]
+        classes = _Classes(labels, generator)
     while epochs_left > 0:
-        if draws is None:
-            parts = batches(len(labels), batch_size=training.batch_size, generator=generator)
-        else:
-            parts = balanced_batches(len(labels), draws, batch_size=training.batch_size, generator=generator)
-        for indices in parts:
+        parts = batches(len(labels), batch_size=training.batch_size, generator=generator)
+        for indices in parts if classes is None else map(classes.draw, parts):
             if steps_left <= 0:
                 return
             yield indices
@@ -52,27 +50,26 @@ def batches(num_exams: int, *, batch_size: int, generator: torch.Generator) -> I
     return iter(torch.tensor_split(order, math.ceil(num_exams / batch_size)))
 
 
-def balanced_batches(
-    num_exams: int, draws: list[Iterator[int]], *, batch_size: int, generator: torch.Generator
-) -> Iterator[Tensor]:
-    """Batches as many and as large as those of `batches`, each with both classes alike.
+class _Classes:
+    """Exams of both classes, each in passes of its own over a whole round.
 
-    The exam that an odd batch has left goes to each class in turn.
-
-    Args:
-        num_exams: Exams of both classes together.
-        draws: For each class an endless source of indices.
-        batch_size: Exams of a batch at most.
-        generator: Decides the order inside a batch.
+    The order of a pass is new each time: the rarer class begins anew when it is through.
     """
-    sizes = [len(part) for part in torch.tensor_split(torch.arange(num_exams), math.ceil(num_exams / batch_size))]
-    for number, size in enumerate(sizes):
-        num_positive = (size + number % 2) // 2
-        drawn = [next(draws[0]) for _ in range(size - num_positive)] + [next(draws[1]) for _ in range(num_positive)]
-        yield torch.tensor(drawn)[torch.randperm(size, generator=generator)]
+
+    def __init__(self, labels: Tensor, generator: torch.Generator) -> None:
+        self._exams = [_endless((labels == label).nonzero().flatten(), generator) for label in (0, 1)]
+        self._left_over = itertools.cycle((0, 1))
+        self._generator = generator
+
+    def draw(self, shuffled: Tensor) -> Tensor:
+        """A batch as large as this one with both classes alike; what an odd one has left goes to each in turn."""
+        numbers = [len(shuffled) // 2] * 2
+        if len(shuffled) % 2:
+            numbers[next(self._left_over)] += 1
+        drawn = [next(exams) for exams, number in zip(self._exams, numbers, strict=True) for _ in range(number)]
+        return torch.tensor(drawn)[torch.randperm(len(drawn), generator=self._generator)]
 
 
 def _endless(indices: Tensor, generator: torch.Generator) -> Iterator[int]:
-    """Passes over a class's exams, each in an order of its own: the rarer class begins anew when it is through."""
     while True:
         yield from indices[torch.randperm(len(indices), generator=generator)].tolist()

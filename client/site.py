@@ -11,23 +11,18 @@ from torch import nn
 
 from client.config import SiteConfig
 from client.evaluation import disclose, margins_of_exams, mean_per_patient
+from client.fine_tuning import fine_tune_once
 from client.kept_scores import compare_kept, keep_scores
 from client.loader import PreparedCohort
-from client.optimizer_memory import OptimizerMemory
+from client.local_round import LocalRound
+from client.own_layers import estimate_statistics, names_that_stay, whole_model
 from client.prepare import prepare_site
-from client.training import (
-    TrainingOutcome,
-    TrainingSet,
-    build_optimizer,
-    proximal_penalty,
-    round_generator,
-    train_locally,
-)
+from client.site_memory import SiteMemory
+from client.training import TrainingSet, round_generator
 from common.errors import ConfigError, DisclosureError
 from common.messages import bins_of
 from common.model_state import ModelState
-from common.models import build_model, get_state, set_state
-from common.schedule import learning_rate_in_round
+from common.models import get_state, local_names, set_state
 from common.study import Study
 from common.tasks import (
     SPLITS,
@@ -98,58 +93,43 @@ class Site:
     def train(self, task: TrainTask) -> TrainReply:
         """Evaluate the state that arrived on the validation patients, then train it for one round."""
         started = time.monotonic()
-        model = self._model(task.state)
+        memory = self._memory(task.run)
+        model = self._model(task.state, memory, round=task.round - 1)
         evaluation = self._evaluate(model, "validation", threshold=None)
         evaluated = time.monotonic()
-        memory = None
-        if self.study.training.keep_optimizer_state:
-            memory = OptimizerMemory(self.config.cache, f"{task.run}-{self.study.digest[:12]}")
-        outcome, continued = self._train(model, task, memory)
+        outcome = LocalRound(task, self.config.name, self._training_set(), memory).train(model)
         trained = time.monotonic()
         log.info(
             "%s, round %d: %d steps, mean loss %.4f, %.1f s",
-            *(self.config.name, task.round, outcome.num_steps, outcome.mean_loss, trained - started),
+            *(self.config.name, task.round, outcome.training.num_steps, outcome.training.mean_loss, trained - started),
         )
+        stay = names_that_stay(self.study)
         return TrainReply(
             study_digest=self.study.digest,
             round=task.round,
-            state=get_state(model),
+            state={name: array for name, array in get_state(model).items() if name not in stay},
             num_patients=self.cohort.splits["train"].class_counts,
-            num_steps=outcome.num_steps,
-            train_loss=outcome.mean_loss,
-            optimizer="continued" if continued else "fresh",
+            num_steps=outcome.training.num_steps,
+            train_loss=outcome.training.mean_loss,
+            optimizer="continued" if outcome.continued else "fresh",
             seconds=(evaluated - started, trained - evaluated),
             evaluation=evaluation,
+            control_update=outcome.control_update,
         )
-
-    def _train(self, model: nn.Module, task: TrainTask, memory: OptimizerMemory | None) -> tuple[TrainingOutcome, bool]:
-        spec, split = self.study.training, self.cohort.splits["train"]
-        learning_rate = learning_rate_in_round(spec, round=task.round, num_rounds=self.study.rounds)
-        optimizer = build_optimizer(model, spec, learning_rate=learning_rate)
-        continued = memory is not None and memory.restore(optimizer, round=task.round)
-        penalty = None
-        if task.fedprox_mu > 0:
-            reference = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-            penalty = proximal_penalty(task.fedprox_mu, reference)
-        outcome = train_locally(
-            model,
-            optimizer,
-            TrainingSet(split.images, split.labels, self.study.preprocessing.spacing_mm),
-            training=spec,
-            augmentation=self.study.augmentation,
-            class_weights=task.class_weights,
-            generator=round_generator(seed=self.study.seed, site=self.config.name, round=task.round),
-            penalty=penalty,
-        )
-        if memory is not None:
-            memory.keep(optimizer, round=task.round)
-        return outcome, continued
 
     def evaluate(self, task: EvaluateTask) -> EvaluateReply:
-        """Evaluate a model state on the validation or test patients."""
+        """Evaluate a model state on the validation or test patients, and the site's own model where it has one."""
         started = time.monotonic()
-        evaluation = self._evaluate(self._model(task.state), task.split, threshold=task.threshold, kept_for=task)
-        return EvaluateReply(self.study.digest, evaluation, time.monotonic() - started)
+        memory = self._memory(task.run)
+        model = self._model(task.state, memory, round=task.round)
+        evaluation = self._evaluate(model, task.split, threshold=task.threshold, kept_for=task)
+        personal = None
+        if self.study.personalization.method != "none":
+            self._personalize(model, task, memory)
+            personal = self._evaluate(
+                model, task.split, threshold=task.personal_threshold, kept_for=task, personal=True
+            )
+        return EvaluateReply(self.study.digest, evaluation, time.monotonic() - started, personal=personal)
 
     def compare(self, task: CompareTask) -> CompareReply:
         """Compare two models that were tested on this site's test patients, from what the tests left here."""
@@ -161,11 +141,53 @@ class Site:
             study_digest=self.study.digest,
         )
 
-    def _model(self, state: ModelState) -> nn.Module:
+    def _memory(self, run: str) -> SiteMemory:
+        return SiteMemory(self.config.cache, run=run, study_digest=self.study.digest)
+
+    def _training_set(self) -> TrainingSet:
+        split = self.cohort.splits["train"]
+        return TrainingSet(split.images, split.labels, self.study.preprocessing.spacing_mm)
+
+    def _model(self, state: ModelState, memory: SiteMemory, *, round: int) -> nn.Module:
+        """The model with the state that arrived, which is of this round, and with what stays at this site.
+
+        That is what the site kept of this round or, where it missed it, of the last one before. A site that kept
+        nothing takes the initial values; after the initial state, where the others' have moved on, it estimates the
+        statistics of its normalisation layers anew from its own training images.
+        """
         _use_threads(self.config)
-        model = build_model(self.study.model, num_sequences=len(self.study.sequences))
-        set_state(model, state)
-        return model.to(self.device)
+        own = memory.latest("own", round=round) if names_that_stay(self.study) else None
+        model = whole_model(self.study, state, own).to(self.device)
+        if own is None and round > 0 and self._has_own_statistics():
+            log.info("%s has no normalisation statistics of its own yet and estimates them", self.config.name)
+            estimate_statistics(
+                model,
+                self.cohort.splits["train"].images,
+                batch_size=self.study.training.batch_size,
+                generator=round_generator(
+                    seed=self.study.seed, site=self.config.name, round=round, purpose="statistics"
+                ),
+            )
+        return model
+
+    def _has_own_statistics(self) -> bool:
+        own_layers = local_names(self.study.model, num_sequences=len(self.study.sequences))
+        return bool(own_layers) and self.study.aggregation.method != "local"
+
+    def _personalize(self, model: nn.Module, task: EvaluateTask, memory: SiteMemory) -> None:
+        """Turn the global model into the site's own one of the same round, in place.
+
+        A site that never trains, or has not trained yet, has none: its own model is the global one.
+        """
+        if self.config.name in self.study.participation.held_out:
+            return
+        match self.study.personalization.method:
+            case "ditto":
+                values = memory.latest("personal", round=task.round)
+                if values is not None:
+                    set_state(model, values)
+            case "fine_tune":
+                fine_tune_once(model, task, site=self.config.name, patients=self._training_set(), memory=memory)
 
     def _evaluate(
         self,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.cohort import Cohort, load_cohort, part_sizes, split_by_patient
@@ -106,6 +106,7 @@ def folds_of(
     return [split_by_patient(exams_of(labels), spec, site=site, seed=seed) for spec in specs]
 
 
+@settings(deadline=None)
 @given(cohorts, st.integers(2, 20), st.integers(0, 1000), st.integers(0, 2**31 - 1))
 def test_every_patient_is_in_the_test_of_exactly_one_fold(
     labels: dict[str, Label], num_folds: int, repeat: int, seed: int
@@ -117,6 +118,7 @@ def test_every_patient_is_in_the_test_of_exactly_one_fold(
     assert all(cohort.split_of.keys() == labels.keys() for cohort in cohorts)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(2, 20), st.integers(0, 99))
 def test_folds_have_their_share_of_each_class_and_the_rest_its_share_of_validation(
     num_negative: int, num_positive: int, num_folds: int, seed: int

@@ -26,7 +26,7 @@ MOMENTS = {
     "after the line of round 2, before its progress": Moment("after", "rounds.jsonl", 3),
     "after the progress of round 2": Moment("after", "progress.json", 3),
     "in the middle of a site's training in round 2": Moment("call", "client.training:augment", 6),
-    "between two sites of round 3": Moment("call", "client.optimizer_memory:write_atomically", 6),
+    "between two sites of round 3": Moment("call", "client.site_memory:write_atomically", 6),
     "in the last evaluation": Moment("call", "client.site:disclose", 8),
     "between the two models": Moment("before", "final.safetensors"),
     "before the record": Moment("before", "record.json"),
