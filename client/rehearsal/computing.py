@@ -138,11 +138,11 @@ def estimate_round(
         trial: The measurement.
         study: The study.
         import_s: From the start of a process until its imports were done.
-        size: Of the model, which travels in both directions.
+        size: Of the model, which travels.
         max_bandwidth_mbit: The site's own limit, megabits per second; None without one.
     """
     steps = steps_per_round(study, trial.num_training)
-    transfer = None if max_bandwidth_mbit is None else 2 * size.state_bytes * 8 / (max_bandwidth_mbit * 1e6)
+    transfer = None if max_bandwidth_mbit is None else _travelling(study, size) * 8 / (max_bandwidth_mbit * 1e6)
     return RoundEstimate(
         start_s=import_s + trial.open_s,
         validation_s=trial.validation_s,
@@ -151,10 +151,17 @@ def estimate_round(
     )
 
 
+def _travelling(study: Study, size: ModelSize) -> int:
+    """Bytes of a round's messages at most: the model comes and, unless sites train by themselves, goes."""
+    ways = 1 if study.aggregation.method == "local" else 2
+    control = 2 * size.trainable_bytes if study.training.control_variates else 0
+    return ways * size.state_bytes + control
+
+
 def judge_round(estimate: RoundEstimate, study: Study, *, size: ModelSize) -> Finding:
     """Hold the estimate against the time that a round waits for its replies."""
     limit = study.participation.round_timeout_s
-    travels = f"transfer of {shown_bytes(2 * size.state_bytes)} in both directions together "
+    travels = f"transfer of {shown_bytes(_travelling(study, size))} in both directions together "
     travels += "not known" if estimate.transfer_s is None else shown_seconds(estimate.transfer_s)
     found = (
         f"about {shown_seconds(estimate.total_s)} of the {shown_seconds(limit)} that the study waits: start "

@@ -68,13 +68,13 @@ def check_disks(
     """
     lacking = max(num_exams - _num_stored(config.cache, study), 0)
     exams = lacking * _exam_bytes(study)
-    optimizer = _optimizer_bytes(study, size)
+    kept = _kept_bytes(study, size)
     parts = "nothing for exams, which are prepared"
     if lacking:
         parts = f"{shown_bytes(exams)} for {lacking} exam{'' if lacking == 1 else 's'} still to prepare"
-    if optimizer:
-        parts += f", {shown_bytes(optimizer)} for the optimiser's state of two rounds and a third while it is written"
-    needs = [_Need("cache disk", _existing(config.cache), exams + optimizer, parts)]
+    for what, count in kept.items():
+        parts += f", {shown_bytes(count)} for {what}"
+    needs = [_Need("cache disk", _existing(config.cache), exams + sum(kept.values()), parts)]
     if kit is not None:
         parts = f"{shown_bytes(2 * size.state_bytes)} for the model on its way, {shown_bytes(LOG_BYTES)} for logs"
         needs.append(_Need("kit disk", _existing(kit.folder), 2 * size.state_bytes + LOG_BYTES, parts))
@@ -117,11 +117,21 @@ def _num_stored(cache: Path, study: Study) -> int:
     return sum(size <= entry.stat().st_size < size + 4096 for entry in folder.glob("*.exam"))
 
 
-def _optimizer_bytes(study: Study, size: ModelSize) -> int:
-    if not study.training.keep_optimizer_state:
-        return 0
-    moments = 2 if study.training.optimizer == "adamw" else 1
-    return 3 * moments * size.trainable_bytes
+def _kept_bytes(study: Study, size: ModelSize) -> dict[str, int]:
+    """Most room that what a site keeps from round to round takes, the next one included while it is written."""
+    spec, ditto = study.training, study.personalization.method == "ditto"
+    kept: dict[str, int] = {}
+    if spec.keep_optimizer_state:
+        moments = 2 if spec.optimizer == "adamw" else 1
+        once = 3 * moments * size.trainable_bytes
+        kept["the optimiser's state of two rounds and a third while it is written"] = 2 * once if ditto else once
+    if spec.control_variates:
+        kept["control variates of two rounds and a third while they are written"] = 3 * size.trainable_bytes
+    if ditto or study.aggregation.method == "local":
+        kept["this site's own model of three rounds and a fourth while it is written"] = 4 * size.state_bytes
+    if study.personalization.method == "fine_tune":
+        kept["the fine-tuned parts of two models"] = 2 * size.state_bytes
+    return kept
 
 
 def _existing(folder: Path) -> Path:

@@ -4,24 +4,34 @@ It leaves nothing behind but prepared exams: no weights, no optimiser state, no 
 `client.rehearsal.computing`; the study's text comes on standard input, the result goes as JSON to standard output.
 """
 
+import copy
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import client.app  # noqa: F401 - a round's process imports it, so its time and memory belong to the measurement
 from client.config import SiteConfig, read_site_config
 from client.evaluation import margins_of_exams
+from client.own_layers import names_that_stay
 from client.prepare import prepare_site
 from client.site import Site, find_device
-from client.training import TrainingSet, build_optimizer, proximal_penalty, round_generator, train_locally
+from client.training import (
+    Penalty,
+    TrainingSet,
+    build_optimizer,
+    proximal_penalty,
+    round_generator,
+    train_locally,
+    trainable_parameters,
+)
 from common.errors import GliornError
 from common.models import build_model, initial_state, set_state
 from common.schedule import learning_rate_in_round
@@ -125,14 +135,36 @@ def run_trial(config: SiteConfig, study: Study, *, imported_at: float) -> Trial:
 
 
 def _step_of(site: Site, model: nn.Module) -> Callable[[], float]:
-    """One step of the study's first round: a batch of training patients, forward, backward, update; gives the loss."""
+    """One step of the study's first round: a batch of training patients, forward, backward, update; gives the loss.
+
+    With Ditto the site's own model takes a step beside the global one's.
+    """
+    spec, stay = site.study.training, names_that_stay(site.study)
+    shared = trainable_parameters(model, without=stay)
+    penalty = proximal_penalty(spec.fedprox_mu, shared) if spec.fedprox_mu > 0 else None
+    correction = None
+    if spec.control_variates:
+        correction = {name: torch.zeros_like(parameter) for name, parameter in shared.items()}
+    personal = copy.deepcopy(model) if site.study.personalization.method == "ditto" else None
+    step = _training_of(site, model, penalty, correction)
+    if personal is None:
+        return step
+    step_beside = _training_of(site, personal, proximal_penalty(site.study.personalization.ditto_lambda, shared), None)
+
+    def both() -> float:
+        step_beside()
+        return step()
+
+    return both
+
+
+def _training_of(
+    site: Site, model: nn.Module, penalty: Penalty | None, correction: Mapping[str, Tensor] | None
+) -> Callable[[], float]:
+    """One step of a model; gives the loss."""
     spec, split = site.study.training, site.cohort.splits["train"]
     learning_rate = learning_rate_in_round(spec, round=1, num_rounds=site.study.rounds)
     optimizer = build_optimizer(model, spec, learning_rate=learning_rate)
-    penalty = None
-    if spec.fedprox_mu > 0:
-        reference = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-        penalty = proximal_penalty(spec.fedprox_mu, reference)
     generator = round_generator(seed=site.study.seed, site=site.config.name, round=1)
     training_set = TrainingSet(split.images, split.labels, site.study.preprocessing.spacing_mm)
 
@@ -146,6 +178,7 @@ def _step_of(site: Site, model: nn.Module) -> Callable[[], float]:
             class_weights=(1.0, 1.0),
             generator=generator,
             penalty=penalty,
+            correction=correction,
         ).mean_loss
 
     return step

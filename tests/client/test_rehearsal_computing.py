@@ -1,6 +1,7 @@
 """The rehearsed round: real steps on real patients in a process of its own, disks, memory, and the estimate."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -18,13 +19,21 @@ from client.rehearsal.computing import (
 )
 from client.rehearsal.findings import shown_bytes, shown_seconds
 from client.rehearsal.resources import ModelSize, check_disks, check_gpu_memory, check_memory, model_size
-from client.rehearsal.trial import MAX_STEPS, Trial
+from client.rehearsal.trial import MAX_STEPS, Trial, run_trial
+from client.training import TrainingOutcome, train_locally
 from common.models import initial_state
 from common.study import Study, parse_study
 from tests.tiny_hospitals import study_text, write_tiny_hospital
 
 EXAM_BYTES = 16**3 * 3 * 4
 SIZE = ModelSize(state_bytes=10_000_000, trainable_bytes=8_000_000)
+SCAFFOLD = {
+    "optimizer": "sgd",
+    "momentum": 0.0,
+    "local_steps": 2,
+    "local_epochs": None,
+    "control_variates": True,
+}
 TRIAL = Trial(
     imported_at=0.0,
     open_s=2.0,
@@ -181,6 +190,58 @@ def test_exams_in_the_cache_need_no_room_and_what_the_kit_and_the_optimiser_take
     assert "for 1 exam still to prepare" in finding.found
     assert "48.0 MB for the optimiser's state" in finding.found  # two moments of 8 MB, three times
     assert "20.0 MB for the model on its way, 50.0 MB for logs" in finding.found
+
+
+@pytest.mark.parametrize(
+    ("changes", "told", "bytes_needed"),
+    [
+        pytest.param({"personalization": {"method": "ditto"}}, "40.0 MB for this site's own model", 4e7, id="ditto"),
+        pytest.param({"aggregation": {"method": "local"}}, "40.0 MB for this site's own model", 4e7, id="local"),
+        pytest.param(
+            {"personalization": {"method": "ditto"}, "training": {"keep_optimizer_state": True}},
+            "96.0 MB for the optimiser's state",
+            13.6e7,
+            id="two optimisers",
+        ),
+        pytest.param({"training": SCAFFOLD}, "24.0 MB for control variates", 2.4e7, id="scaffold"),
+        pytest.param({"personalization": {"method": "fine_tune"}}, "20.0 MB for the fine-tuned", 2e7, id="fine-tuning"),
+    ],
+)
+def test_room_is_counted_for_what_a_method_keeps(
+    changes: dict[str, object], told: str, bytes_needed: float, config: SiteConfig
+) -> None:
+    agreed = study(**changes)
+
+    (finding,) = check_disks(config, agreed, num_exams=20, size=SIZE, kit=None, free=lambda _: int(bytes_needed) - 1)
+
+    assert told in finding.found
+    assert finding.level == "FAIL"
+
+
+def test_control_variates_travel_beside_the_model_and_a_site_by_itself_sends_none() -> None:
+    seconds = [
+        estimate_round(TRIAL, study(**changes), import_s=0.0, size=SIZE, max_bandwidth_mbit=8.0).transfer_s
+        for changes in ({}, {"training": SCAFFOLD}, {"aggregation": {"method": "local"}})
+    ]
+
+    assert seconds == [20.0, 36.0, 10.0]  # 8 Mbit are 1 MB; the model is 10, what is trained of it 8
+
+
+def test_a_step_of_ditto_is_two_steps(config: SiteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+
+    def counted(*args: Any, **settings: Any) -> TrainingOutcome:
+        steps.append(1)
+        return train_locally(*args, **settings)
+
+    monkeypatch.setattr("client.rehearsal.trial.train_locally", counted)
+
+    plain, ditto = (
+        run_trial(config, study(personalization={"method": method}), imported_at=0.0) for method in ("none", "ditto")
+    )
+
+    assert len(steps) == (1 + plain.num_timed) + 2 * (1 + ditto.num_timed)
+    assert ditto.loss == plain.loss  # of the global model, which is the same
 
 
 def test_the_model_s_size_is_that_of_what_travels() -> None:
