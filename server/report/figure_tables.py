@@ -7,6 +7,7 @@ from common.metrics.confusion import Confusion
 from common.metrics.estimate import Estimate
 from common.metrics.heterogeneity import BetweenSites
 from common.metrics.pooled import Figures
+from server.report.figures import estimate_of
 from server.report.reading import Evaluated, EvaluationFigures
 from server.report.table import Cell, Notes, Row, Table, estimate_cell, words
 from server.report.wording import and_list, count, percent_name, three, with_interval
@@ -97,8 +98,14 @@ def _headline(name: str, estimate: Estimate | None, counts: str, meaning: str, n
     return Row(Cell(name), (cell, Cell(counts), words(meaning)))
 
 
-def site_table(evaluated: Evaluated, figures: EvaluationFigures) -> Table:
-    """Every site's row, those without one with the reason, and the pooled row."""
+def site_table(evaluated: Evaluated, figures: EvaluationFigures, *, model: str) -> Table:
+    """Every site's row, those without one with the reason, and the pooled row.
+
+    Args:
+        evaluated: The test.
+        figures: Its figures.
+        model: Which model the figures are of, in words.
+    """
     notes = Notes()
     header = ("Site", "Recurrence", "Necrosis", "AUC", "Sensitivity", "Specificity", "PPV", "NPV", "Accuracy")
     rows = []
@@ -110,7 +117,7 @@ def site_table(evaluated: Evaluated, figures: EvaluationFigures) -> Table:
             rows.append(Row(Cell(name), (Cell(reason.text, span=len(header) - 1, words=True),)))
     rows.append(_figures_row("All patients pooled", figures.pooled, notes, key="sites.pooled", strong=True))
     return Table(
-        f"Test figures of the shared model at every site, with {percent_name(figures.confidence)} intervals",
+        f"Test figures of {model} at every site, with {percent_name(figures.confidence)} intervals",
         header,
         tuple(rows),
         notes.pairs(),
@@ -141,6 +148,35 @@ def _shares(c: Confusion, at: object) -> list[tuple[str, Estimate, str]]:
         "accuracy": _of(c.true_positive + c.true_negative, c.num_patients),
     }
     return [(name, getattr(at, name), counts) for name, counts in of.items()]
+
+
+def personal_table(shared: Evaluated, own: Evaluated) -> Table:
+    """The shared model and each site's own one on the same test patients, and all of these pooled.
+
+    Args:
+        shared: The test of the shared model.
+        own: That of the sites' own models.
+    """
+    notes = Notes()
+    models = (("shared", shared.figures), ("own", own.figures))
+    names = sorted({name for _, figures in models if figures is not None for name in figures.per_site})
+    rows = []
+    for name in [*names, None]:
+        cells = []
+        for measure in ("auc", "sensitivity", "specificity"):
+            for model, figures in models:
+                found = None if figures is None else figures.pooled if name is None else figures.per_site.get(name)
+                estimate = None if found is None else estimate_of(found, measure)
+                cells.append(estimate_cell(estimate, notes, key=f"personal.{name or 'pooled'}.{model}.{measure}"))
+        rows.append(Row(Cell(name or "All patients pooled"), tuple(cells), strong=name is None))
+    confidence = next(figures.confidence for _, figures in models if figures is not None)
+    header = [f"{measure}, {model}" for measure in ("AUC", "Sensitivity", "Specificity") for model, _ in models]
+    return Table(
+        f"The shared model and every site’s own one, with {percent_name(confidence)} intervals",
+        ("Site", *header),
+        tuple(rows),
+        notes.pairs(),
+    )
 
 
 def between_table(figures: EvaluationFigures) -> Table | None:

@@ -18,6 +18,7 @@ from server.report.figure_tables import (
     confusion_rows,
     headline_table,
     heroes,
+    personal_table,
     site_table,
     three_aucs_table,
     threshold_table,
@@ -36,7 +37,17 @@ from server.report.run_tables import (
     versions_table,
 )
 from server.report.table import Table
-from server.report.wording import count, duration, moment, percent_name, rule_text, size, three, threshold_text
+from server.report.wording import (
+    and_list,
+    count,
+    duration,
+    moment,
+    percent_name,
+    rule_text,
+    size,
+    three,
+    threshold_text,
+)
 
 OUTCOME_SIGNS = {"COMPLETE": "✓", "DEGRADED": "!", "INVALID": "×"}
 MAX_PROBLEMS_ON_TOP = 8
@@ -79,6 +90,22 @@ class TestPart:
 
 
 @dataclass(frozen=True)
+class PersonalPart:
+    """What the sites' own models brought beside the shared one.
+
+    Attributes:
+        not_pooled: Why there are no pooled figures of them; empty where there are.
+        missing: Sites that are not in these figures, with the reason.
+    """
+
+    method: str
+    not_pooled: str
+    missing: tuple[tuple[str, str], ...]
+    threshold: tuple[Fact, ...]
+    table: Table | None
+
+
+@dataclass(frozen=True)
 class TrainingPart:
     """What the rounds brought; the figures are empty where no round was pooled."""
 
@@ -104,6 +131,7 @@ class Page:
     test: TestPart | None
     not_pooled: str
     test_missing: tuple[tuple[str, str], ...]
+    personal: PersonalPart | None
     training: TrainingPart | None
     grid: Grid | None
     absences: tuple[Absence, ...]
@@ -139,6 +167,7 @@ def page_of(record: Record, rounds: Sequence[RoundLine]) -> Page:
         test=None if test is None or figures is None else _test_part(record, test, figures),
         not_pooled="" if test is None or test.not_pooled is None else test.not_pooled,
         test_missing=() if test is None else tuple(test.missing.items()),
+        personal=_personal_part(record),
         training=_training_part(record, rounds) if rounds else None,
         grid=participation_grid(record, rounds) if rounds else None,
         absences=tuple(absences(rounds)),
@@ -154,13 +183,17 @@ def page_of(record: Record, rounds: Sequence[RoundLine]) -> Page:
 
 
 def _outcome_words(record: Record) -> str:
-    sites = count(len(record.expected_sites), "site")
+    sites = count(len(record.training_sites), "site")
     rounds = count(record.rounds_done, "round")
     match record.outcome:
         case "COMPLETE":
-            all_sites = f"All {sites}" if len(record.expected_sites) > 1 else "The one site"
-            return f"{all_sites} took part in every one of the {rounds} and answered in both evaluations."
+            all_sites = f"All {sites}" if len(record.training_sites) > 1 else "The one site"
+            words = f"{all_sites} took part in every one of the {rounds} and answered in both evaluations."
+            if held_out := record.held_out_sites:
+                words += f" {and_list(held_out)} trained in none, as the study says, and answered in the test."
+            return words
         case "DEGRADED":
+            sites = count(len(record.expected_sites), "site")
             return f"There is a result, but not every one of the {sites} took part throughout the {rounds}:"
         case "INVALID":
             when = f"after {rounds}" if record.rounds_done else "before its first round was done"
@@ -201,6 +234,8 @@ def _facts(record: Record) -> tuple[Fact, ...]:
         }
         text = " / ".join(str(sum(pair)) for pair in totals.values())
         facts.append(Fact("Patients: training / validation / test", text))
+    if record.no_model is not None:
+        facts.append(Fact("Model", record.no_model))
     if record.selection is not None:
         facts.append(Fact("Chosen model", f"after round {record.selection.best.round}"))
     return tuple(facts)
@@ -227,7 +262,9 @@ def _test_part(record: Record, test: Evaluated, figures: EvaluationFigures) -> T
         certificate="" if bin_error is None else three(bin_error),
         threshold_reason=_threshold_reason(record) if pooled.at_threshold is None else "",
         headline=headline_table(figures),
-        sites=site_table(test, figures),
+        sites=site_table(
+            test, figures, model="the shared model" if record.no_model is None else "each site’s own model"
+        ),
         forests=_forests(figures),
         between=between_table(figures),
         roc=draw_roc(test.roc, pooled, confidence=figures.confidence) if test.roc else None,
@@ -256,6 +293,26 @@ def _summary(figures: EvaluationFigures) -> str:
             f"and {at.counts.true_negative} of {at.counts.num_recurrence} recurrences are called what they are."
         )
     return text
+
+
+def _personal_part(record: Record) -> PersonalPart | None:
+    shared, own = record.evaluated("test"), record.evaluated("personal_test")
+    point = None if record.operating_point is None else record.operating_point.personal
+    if shared is None or own is None or point is None:
+        return None
+    method = {"ditto": "Ditto", "fine_tune": "fine-tuning of the last block"}[record.study.personalization.method]
+    threshold = (
+        Fact("Rule", f"{rule_text(point.rule)}, on the validation patients of all sites, each under its own model"),
+        Fact("Threshold", threshold_text(point.threshold) if point.reason is None else f"none: {point.reason}"),
+    )
+    is_shown = shared.figures is not None or own.figures is not None
+    return PersonalPart(
+        method=method,
+        not_pooled=own.not_pooled or "",
+        missing=tuple(own.missing.items()),
+        threshold=threshold,
+        table=personal_table(shared, own) if is_shown else None,
+    )
 
 
 def _threshold_reason(record: Record) -> str:

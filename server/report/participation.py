@@ -66,7 +66,7 @@ class Absence:
 
 def participation_grid(record: Record, rounds: Sequence[RoundLine]) -> Grid:
     """The grid of a run."""
-    sites = sorted({*record.expected_sites, *(name for line in rounds for name in line.sites)})
+    sites = sorted({*record.training_sites, *(name for line in rounds for name in line.sites)})
     per_cell = max(1, -(-len(rounds) // MAX_CELLS))
     stretches = [rounds[start : start + per_cell] for start in range(0, len(rounds), per_cell)]
     blocks = []
@@ -76,7 +76,8 @@ def participation_grid(record: Record, rounds: Sequence[RoundLine]) -> Grid:
         rows = tuple((shortened(site, NAME_LENGTH), tuple(_cell(site, stretch) for stretch in part)) for site in sites)
         blocks.append(GridBlock(numbers, rows))
     seen = {cell.status for block in blocks for _, cells in block.rows for cell in cells}
-    legend = tuple((status, sign, MEANINGS[status]) for status, sign in SIGNS.items() if status in seen)
+    meanings = MEANINGS if record.no_model is None else MEANINGS | {"accepted": "it trained its own model"}
+    legend = tuple((status, sign, meanings[status]) for status, sign in SIGNS.items() if status in seen)
     return Grid(tuple(blocks), per_cell, legend)
 
 

@@ -16,6 +16,8 @@ from server.records import SiteRound
 from server.run_folder import RunFolder
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+EvaluationName = Literal["validation", "test", "personal_validation", "personal_test"]
+"""An evaluation of the chosen model, or of the sites' own models of the same round."""
 
 
 class _Part(BaseModel):
@@ -90,11 +92,16 @@ class Selection(_Part):
 
 
 class OperatingPoint(_Part):
-    """The frozen threshold on the logit margin; "inf" calls nobody necrosis and "-inf" everybody."""
+    """The frozen threshold on the logit margin; "inf" calls nobody necrosis and "-inf" everybody.
+
+    Attributes:
+        personal: That of the sites' own models, where the study has them.
+    """
 
     rule: str
     threshold: float | Literal["inf", "-inf"] | None
     reason: str | None
+    personal: "OperatingPoint | None" = None
 
 
 class EvaluationFigures(_Part):
@@ -150,17 +157,28 @@ class Record(_Part):
     versions: dict[str, str]
     selection: Selection | None = None
     operating_point: OperatingPoint | None = None
-    figures: dict[Literal["validation", "test"], Evaluated] | None = None
+    figures: dict[EvaluationName, Evaluated] | None = None
     models: dict[str, WrittenModel] | None = None
+    no_model: str | None = None
 
     @property
     def expected_sites(self) -> list[str]:
         """All sites that were expected, joined or not, by name."""
         return sorted({*self.sites, *self.not_joined})
 
-    def evaluated(self, split: Literal["validation", "test"]) -> Evaluated | None:
-        """One evaluation of the chosen model; None in a run without a result."""
-        return None if self.figures is None else self.figures.get(split)
+    @property
+    def held_out_sites(self) -> list[str]:
+        """Sites that never train and take part in the test alone, by name."""
+        return sorted(self.study.participation.held_out)
+
+    @property
+    def training_sites(self) -> list[str]:
+        """All sites that were expected to train, joined or not, by name."""
+        return [site for site in self.expected_sites if site not in self.held_out_sites]
+
+    def evaluated(self, name: EvaluationName) -> Evaluated | None:
+        """One evaluation; None in a run without a result, and of own models in a study without."""
+        return None if self.figures is None else self.figures.get(name)
 
 
 def read_record(folder: RunFolder) -> Record:

@@ -68,7 +68,7 @@ def _summed(counts: Iterable[dict[str, int]]) -> dict[str, int]:
 
 def contribution_table(record: Record, rounds: Sequence[RoundLine]) -> Table:
     """What each site put into the shared model: patients, weight, rounds, time, and how its training loss fell."""
-    names = sorted({*record.expected_sites, *(name for line in rounds for name in line.sites)})
+    names = sorted({*record.training_sites, *(name for line in rounds for name in line.sites)})
     weights = dict.fromkeys(names, 0.0)
     for line in rounds:
         accepted = {name: site.weight or 0.0 for name, site in line.sites.items() if site.status == "accepted"}
@@ -77,7 +77,7 @@ def contribution_table(record: Record, rounds: Sequence[RoundLine]) -> Table:
             weights[name] += weight / total if total else 0.0
     rows = [_contribution_row(name, record, rounds, weights[name]) for name in names]
     return Table(
-        "What each site put into the shared model",
+        "What each site put into the shared model" if record.no_model is None else "What each site trained by itself",
         (
             "Site",
             "Training patients",
@@ -101,7 +101,7 @@ def _contribution_row(name: str, record: Record, rounds: Sequence[RoundLine], we
         (
             Cell("–" if brought is None else str(sum(brought.num_patients["train"]))),
             Cell(f"{len(done)}/{len(rounds)}"),
-            Cell(share_of(weight, len(rounds))),
+            Cell(share_of(weight, len(rounds)) if record.no_model is None else "–"),
             Cell(f"{three(losses[0])} → {three(losses[-1])}" if losses else "–"),
             Cell(duration(sum(seconds) / len(seconds)) if seconds else "–"),
             Cell(size(sum(site.received_bytes or 0 for site in done)) if done else "–"),

@@ -15,9 +15,10 @@ from common.study import Study
 from common.tasks import SPLITS, Evaluation, SiteManifest, Split
 from server import progress as checkpoint
 from server.decision import decide, with_confusion
+from server.evaluation import HELD_OUT
 from server.pooling import Pool, candidate, pool_evaluations, summary
 from server.progress import Progress
-from server.record import FinalEvaluation, write_record
+from server.record import FinalEvaluation, PersonalEvaluation, write_record
 from server.records import RoundRecord, SiteRound, SiteStatus
 from server.run_folder import Participants, RunFolder, create_run_folder
 from server.status import StatusBoard
@@ -181,6 +182,13 @@ class _Inventor:
         decision = decide(validation, self.study)
         missing = {site.name: site.missing_test for site in self.expected if site.missing_test}
         missing |= {site.name: "absent: never connected" for site in self.expected if not site.joined}
+        personal = None
+        if self.study.personalization.method != "none":
+            own_validation = self._pool("validation", missing={}, quality=quality + 1)
+            own = decide(own_validation, self.study)
+            own_missing = missing | dict.fromkeys(self.study.participation.held_out, HELD_OUT)
+            own_test = self._pool("test", missing=own_missing, quality=quality + 1, threshold=own.threshold)
+            personal = PersonalEvaluation(own, with_confusion(own_validation, own.threshold), own_test)
         return FinalEvaluation(
             best=best,
             best_state=self.state,
@@ -189,6 +197,7 @@ class _Inventor:
             decision=decision,
             validation=with_confusion(validation, decision.threshold),
             test=self._pool("test", missing=missing, quality=quality, threshold=decision.threshold),
+            personal=personal,
         ), progress
 
     def _pool(

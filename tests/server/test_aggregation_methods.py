@@ -287,7 +287,7 @@ def test_distances_of_multi_krum_are_exact_where_squared_norms_cancel() -> None:
     base = 1000 * np.random.default_rng(0).standard_normal(500).astype(np.float32)
     states = [{"w": base.copy()} for _ in range(5)]
     for place, state in enumerate(states):
-        state["w"][0] += np.float32([0, 0.001, 0.002, 0.003, 9])[place]
+        state["w"][0] += np.float32((0, 0.001, 0.002, 0.003, 9)[place])
 
     assert krum_choice(states, 1) == (1, 2)
 
