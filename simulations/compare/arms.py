@@ -133,21 +133,19 @@ def studies_of_arm(base: Study, arm: str, sites: Sequence[str]) -> dict[str, Stu
             return {"": study_of_method(base, arm)}
 
 
-def num_batches(study: Study, arm: str, num_sites: int) -> int:
-    """Batches of the base's size that a run trains on, the measure of its cost."""
-    steps = study.training.local_steps
+def num_batches(base: Study, arm: str, num_sites: int) -> int:
+    """Batches of the base's size that a run of an arm trains on, the measure of its cost."""
+    steps = base.training.local_steps
     assert steps is not None, "arms are compared by steps"
     match arm:
-        case "local" | "pooled_long":
-            return study.rounds * steps
-        case "pooled":
-            return study.rounds * steps * num_sites
+        case "local":
+            return base.rounds * steps
         case "leave_one_out":
-            return study.rounds * steps * (num_sites - 1)
+            return base.rounds * steps * (num_sites - 1)
         case "ditto":
-            return 2 * study.rounds * steps * num_sites
+            return 2 * base.rounds * steps * num_sites
         case _:
-            return study.rounds * steps * num_sites
+            return base.rounds * steps * num_sites
 
 
 def _with(study: Study, changes: Mapping[str, Mapping[str, object]]) -> Study:

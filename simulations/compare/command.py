@@ -35,7 +35,6 @@ from simulations.side_by_side import PlannedRun, carry_side_by_side
 from simulations.single_machine import prepare_sites, read_sites
 
 DEFAULT_OUT = Path("runs") / "compare"
-DEFAULT_METHODS = "fedavg,fedprox,fedbn,ditto"
 OWN_MODELS = ("ditto", "fine_tune")
 POOLED_ARMS = ("pooled", "pooled_long")
 
@@ -74,9 +73,9 @@ def compare_command(arguments: argparse.Namespace, console: Console) -> int:
             console.print(line)
         console.print("Next: the same command without --dry-run.")
         return 0
-    sites = read_sites(arguments.site or _phantoms(arguments, plan, console))
+    sites = read_sites(arguments.site or phantoms_of(arguments, plan.base, plan.workers, console))
     plan = _with_steps(plan, sites)
-    _prepare(plan, sites, console)
+    prepare_exams(plan.base, sites, plan.workers, console)
     pooled = _pooled_sites(plan, sites)
     runs = _runs(plan, {name: path for name, (path, _) in sites.items()}, pooled)
     for line in _budget(plan, runs, num_sites=len(sites)).lines():
@@ -103,22 +102,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
     Raises:
         ConfigError: If it cannot be.
     """
-    given = [option for option in PHANTOM_OPTIONS if getattr(arguments, option) is not None]
-    if arguments.site and given:
-        raise ConfigError(f"--{given[0]} is for phantom hospitals and has no meaning beside --site; leave one out")
-    if arguments.study is None:
-        text, origin = (files("simulations") / "compare_study.yaml").read_text(encoding="utf-8"), "compare_study.yaml"
-    else:
-        origin = str(arguments.study)
-        try:
-            text = arguments.study.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--study {origin}: cannot be read ({error}); name a study.yaml in UTF-8") from None
-    base = with_changes(parse_study(text, origin=origin), seed=arguments.seed, rounds=arguments.rounds, fedprox_mu=None)
-    if base.participation.held_out:
-        raise ConfigError(
-            f"{origin}: participation.held_out has no place in a comparison; the arm leave_one_out does it"
-        )
+    base = base_study(arguments)
     methods = [method for method in require_methods(arguments.methods, option="--methods") if method != "local"]
     fixed = [name.strip() for name in arguments.arms.split(",") if name.strip()]
     if strange := [name for name in fixed if name not in FIXED_ARMS]:
@@ -133,14 +117,40 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
     )
 
 
+def base_study(arguments: argparse.Namespace) -> Study:
+    """The study that a command line names, or the comparison's own, with the command's changes.
+
+    Raises:
+        ConfigError: If it cannot be read, or options contradict each other.
+    """
+    given = [option for option in PHANTOM_OPTIONS if getattr(arguments, option) is not None]
+    if arguments.site and given:
+        raise ConfigError(f"--{given[0]} is for phantom hospitals and has no meaning beside --site; leave one out")
+    if arguments.study is None:
+        text, origin = (files("simulations") / "compare_study.yaml").read_text(encoding="utf-8"), "compare_study.yaml"
+    else:
+        origin = str(arguments.study)
+        try:
+            text = arguments.study.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--study {origin}: cannot be read ({error}); name a study.yaml in UTF-8") from None
+    base = with_changes(parse_study(text, origin=origin), seed=arguments.seed, rounds=arguments.rounds, fedprox_mu=None)
+    if base.participation.held_out:
+        raise ConfigError(
+            f"{origin}: participation.held_out has no place here; the arm leave_one_out leaves each site out in turn"
+        )
+    return base
+
+
 def _site_names(arguments: argparse.Namespace) -> list[str]:
     if arguments.site:
         return list(read_sites(arguments.site))
     return [f"hospital-{letter.lower()}" for letter in hospital_names(arguments)]
 
 
-def _phantoms(arguments: argparse.Namespace, plan: Plan, console: Console) -> list[Path]:
-    return phantom_sites(arguments, console, seed=plan.base.seed, spacing_mm=DEMO_SPACING_MM, workers=plan.workers)
+def phantoms_of(arguments: argparse.Namespace, base: Study, workers: int, console: Console) -> list[Path]:
+    """The phantom hospitals that a command line asks for, drawn where they are not there yet."""
+    return phantom_sites(arguments, console, seed=base.seed, spacing_mm=DEMO_SPACING_MM, workers=workers)
 
 
 def _with_steps(plan: Plan, sites: Sites) -> Plan:
@@ -148,8 +158,9 @@ def _with_steps(plan: Plan, sites: Sites) -> Plan:
     return Plan(with_equal_steps(plan.base, counts), plan.arms, plan.seeds, plan.out, plan.workers)
 
 
-def _prepare(plan: Plan, sites: Sites, console: Console) -> None:
-    total = sum(len(load_cohort(config, plan.base).exams) for _, config in sites.values())
+def prepare_exams(base: Study, sites: Sites, workers: int, console: Console) -> None:
+    """Prepare the exams of all sites, with a bar."""
+    total = sum(len(load_cohort(config, base).exams) for _, config in sites.values())
     done: dict[str, int] = {}
     with progress_bar(console, "exams to prepare", total) as bar:
 
@@ -157,7 +168,7 @@ def _prepare(plan: Plan, sites: Sites, console: Console) -> None:
             bar.advance(count - done.get(site, 0))
             done[site] = count
 
-        prepare_sites(plan.base, sites, workers=plan.workers, on_exam=on_exam)
+        prepare_sites(base, sites, workers=workers, on_exam=on_exam)
 
 
 def _pooled_sites(plan: Plan, sites: Sites) -> dict[int, Path]:

@@ -69,7 +69,7 @@ def test_every_model_takes_the_same_steps_and_pooled_sees_as_many_patients() -> 
 def test_federated_and_pooled_arms_cost_the_same_batches() -> None:
     long = studies_of_arm(STUDY, "pooled_long", SITES)[""]
 
-    assert num_batches(STUDY, "pooled", 3) == num_batches(STUDY, "fedavg", 3) == 6
+    assert {num_batches(STUDY, arm, 3) for arm in ("pooled", "pooled_long", "fedavg")} == {6}
     assert long.rounds * (long.training.local_steps or 0) == 6
     assert num_batches(STUDY, "ditto", 3) == 12  # the personal model is trained too
 
