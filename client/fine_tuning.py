@@ -12,16 +12,21 @@ from common.models import get_state, set_state
 from common.study import ModelSpec
 from common.tasks import EvaluateTask
 
+_RESNET = ("layer4.", "fc.")
 _LAST_BLOCKS: dict[str, tuple[str, ...]] = {
-    "resnet10": ("layer4.", "fc."),
-    "resnet18": ("layer4.", "fc."),
-    "resnet50": ("layer4.", "fc."),
+    "resnet10": _RESNET,
+    "resnet18": _RESNET,
+    "resnet50": _RESNET,
+    "densenet121": ("features.denseblock4.", "features.norm5.", "class_layers."),
+    "vgg11": ("features.conv5_", "features.norm5_", "fc."),
+    "vgg16": ("features.conv5_", "features.norm5_", "fc."),
+    "mresnet": ("branches.0.layer4.", "branches.1.layer4.", "branches.2.layer4.", "fusion.", "fc."),
 }
 """Where the names of the last block and of the head begin, by architecture."""
 
 
 def last_block_names(model: nn.Module, spec: ModelSpec) -> frozenset[str]:
-    """Entries of a network's state that fine-tuning changes: the last residual stage, and the head."""
+    """Entries of a network's state that fine-tuning changes: its last stage of convolutions, and the head."""
     return frozenset(name for name in model.state_dict() if name.startswith(_LAST_BLOCKS[spec.name]))
 
 

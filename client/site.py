@@ -124,7 +124,7 @@ class Site:
         model = self._model(task.state, memory, round=task.round)
         evaluation = self._evaluate(model, task.split, threshold=task.threshold, kept_for=task)
         personal = None
-        if self.study.personalization.method != "none":
+        if self._has_own_model():
             self._personalize(model, task, memory)
             personal = self._evaluate(
                 model, task.split, threshold=task.personal_threshold, kept_for=task, personal=True
@@ -174,13 +174,17 @@ class Site:
         own_layers = local_names(self.study.model, num_sequences=len(self.study.sequences))
         return bool(own_layers) and self.study.aggregation.method != "local"
 
+    def _has_own_model(self) -> bool:
+        return (
+            self.study.personalization.method != "none"
+            and self.config.name not in self.study.participation.held_out  # such a site never trains
+        )
+
     def _personalize(self, model: nn.Module, task: EvaluateTask, memory: SiteMemory) -> None:
         """Turn the global model into the site's own one of the same round, in place.
 
-        A site that never trains, or has not trained yet, has none: its own model is the global one.
+        That of a site that has not trained yet is the global one.
         """
-        if self.config.name in self.study.participation.held_out:
-            return
         match self.study.personalization.method:
             case "ditto":
                 values = memory.latest("personal", round=task.round)

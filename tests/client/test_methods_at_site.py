@@ -232,10 +232,18 @@ def test_own_model_is_evaluated_beside_the_global_one_at_its_own_threshold(confi
 
 
 @pytest.mark.parametrize("method", ["ditto", "fine_tune"])
-def test_own_model_of_a_site_that_never_trains_is_the_global_one(method: str, config: SiteConfig) -> None:
+def test_site_that_never_trains_has_no_model_of_its_own(method: str, config: SiteConfig) -> None:
     agreed = study(personalization={"method": method}, participation={"held_out": ["a"]})
 
     reply = evaluate(Site.open(config, agreed), initial(agreed), round=2, run="held out", personal_threshold=0.0)
+
+    assert reply.personal is None
+
+
+def test_own_model_of_a_site_that_has_not_trained_yet_is_the_global_one(config: SiteConfig) -> None:
+    agreed = study(personalization={"method": "ditto"})
+
+    reply = evaluate(Site.open(config, agreed), initial(agreed), round=2, run="late", personal_threshold=0.0)
 
     assert reply.personal == reply.evaluation
 
