@@ -32,7 +32,7 @@ SHORT_ARM_NAMES: Mapping[Arm, str] = {"one": "one hospital", "five": "five hospi
 
 WHAT_IT_IS_NOT = (
     "Phantoms are not patients: this does not reproduce the clinical result and says nothing about how well a model "
-    "tells necrosis from recurrence in people. It shows that every model of the paper trains here, alone and federated."
+    "tells necrosis from recurrence in people."
 )
 
 
