@@ -134,6 +134,24 @@ def wait_until_nobody_carries(run: Path) -> None:
                 time.sleep(0.1)
 
 
+@pytest.mark.slow
+def test_five_hospitals_are_trained_together_and_tested_as_one(folder: Path) -> None:
+    status = main([*arguments(folder, out="five"), "--federated", "--models", "resnet10,vgg11"])
+
+    values = json.loads((folder / "five" / "paper.json").read_text(encoding="utf-8"))
+    assert status == 0
+    assert [row["model"] for row in values["rows"]] == ["resnet10", "vgg11"]
+    for row in values["rows"]:
+        record = json.loads(
+            (folder / "five" / "cells" / f"five-{row['model']}-t1ce-seed-0" / "record.json").read_text(encoding="utf-8")
+        )
+        pooled = record["figures"]["test"]["figures"]["pooled"]
+        assert len(record["sites"]) == 5
+        assert row["phantoms"]["five"]["num_patients"] == [pooled["num_recurrence"], pooled["num_necrosis"]]
+        assert row["phantoms"]["five"]["figures"]["auc"] == pooled["auc"]["estimate"]
+        assert row["phantoms"]["one"]["num_patients"] == [4, 1]
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

@@ -13,7 +13,7 @@ from common.study import parse_study
 from simulations.paper.budget import Budget, StepTime, Work, parts_of_arm, time_step, work_of
 from simulations.paper.cells import Cell, cells_of, study_of
 from simulations.paper.hospitals import patients_by_hospital, published_parts, write_sites
-from simulations.paper.published import published_row
+from simulations.paper.published import MODEL_NAMES, PaperModel, published_row
 from simulations.paper.table import MEASURES, CellFigures, TableRow, json_rows, mean_over_seeds, terminal_table
 from simulations.phantom.federation import plan_hospitals, write_hospitals
 from simulations.phantom.spec import HOSPITALS, PhantomOptions, draw_labels
@@ -131,6 +131,14 @@ def test_a_cell_has_fewer_groups_where_they_do_not_divide_its_channels() -> None
     study = study_of(Cell("one", "resnet10", "t1", 0), BASE, width=0.1875)  # 12, 24, 48 and 96 channels
 
     assert (BASE.model.num_groups, study.model.num_groups) == (8, 4)
+
+
+@pytest.mark.parametrize("width", [1.0, 0.25, 0.125])
+@pytest.mark.parametrize("model", MODEL_NAMES)
+def test_every_model_of_the_paper_has_a_study_at_the_usual_widths(model: PaperModel, width: float) -> None:
+    study = study_of(Cell("five", model, "all", 0), BASE, width=width)
+
+    assert (study.model.name, study.model.width, study.sequences) == (model, width, ("t1", "t2", "t1ce"))
 
 
 @pytest.mark.parametrize(
