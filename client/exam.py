@@ -167,18 +167,21 @@ def exams_of(
                 f"eligibility names the column {rule.column!r}, which {source.kind} does not have; found: "
                 f"{', '.join(sorted(source.columns))[:200]}"
             )
-    exams, excluded = [], []
+    exams, whole, excluded = [], [], []
     for record in source.records:
         fitting = next((rule for rule in eligibility if _excludes(rule, record)), None)
         if fitting is not None and record.fields.get("patient_id"):
             patient_id, exam_id = record.fields["patient_id"], record.fields.get("exam_id", "")
             excluded.append(Exclusion(patient_id, exam_id, fitting.reason))
             continue
+        num_files = len(faults.files)
         exam = _exam(record, label_map, faults, named_splits=source.named_splits)
         if exam is not None:
             exams.append(exam)
+            if len(faults.files) == num_files:
+                whole.append(exam)
     _check_across_exams(exams, faults, named_splits=source.named_splits)
-    in_order = tuple(sorted(exams, key=lambda exam: (exam.patient_id, exam.exam_id)))
+    in_order = tuple(sorted(whole, key=lambda exam: (exam.patient_id, exam.exam_id)))
     return in_order, tuple(sorted(excluded, key=lambda one: (one.patient_id, one.exam_id)))
 
 
@@ -187,7 +190,7 @@ def _excludes(rule: EligibilityRule, record: Record) -> bool:
 
 
 def _exam(record: Record, label_map: Mapping[str, int], faults: Faults, *, named_splits: bool) -> Exam | None:
-    """The exam of one record, or None with its faults noted."""
+    """The exam of one record, without files that are not there, or None; its faults are noted."""
     known = len(faults.written)
     fields, where = record.fields, record.where
     patient_id = fields.get("patient_id", "")

@@ -22,6 +22,9 @@ EXAM_COLUMN = "gliorn_exam_id"
 """Columns of participants.tsv and of sessions.tsv with identifiers that BIDS' labels cannot hold."""
 MASK = "label-lesion"
 """Entity of a mask whose non-zero voxels are the lesion, as in `sub-01_label-lesion_mask.nii.gz`."""
+BRAIN_MASK = "desc-brain"
+"""Entity of a mask of the brain, as in `sub-01_desc-brain_mask.nii.gz`."""
+MASKS = {"lesion_mask": MASK, "brain_mask": BRAIN_MASK}
 
 _FILE = re.compile(r"(?P<entities>sub-[A-Za-z0-9]+(_[a-z]+-[A-Za-z0-9+]+)*)_(?P<suffix>T1w|T2w|mask)\.nii(\.gz)?")
 _SUBJECT = re.compile(r"sub-([A-Za-z0-9]+)")
@@ -41,7 +44,7 @@ class _Image:
 
     @property
     def role(self) -> str | None:
-        """A sequence, `lesion_mask`, or None."""
+        """A sequence, `lesion_mask`, `brain_mask`, or None."""
         match self.suffix, "ce" in self.entities:
             case "T1w", True:
                 return "t1ce"
@@ -51,6 +54,8 @@ class _Image:
                 return "t2"
             case "mask", False if f"label-{self.entities.get('label')}" == MASK:
                 return "lesion_mask"
+            case "mask", False if f"desc-{self.entities.get('desc')}" == BRAIN_MASK:
+                return "brain_mask"
         return None
 
 
@@ -100,7 +105,7 @@ def bids_source(data: DataSource, faults: Faults) -> Source:
             faults.written.append(f"{name}: has a folder and no row in participants.tsv; add a row with its label")
     if not participants:
         faults.written.append("participants.tsv: holds a header and no rows; add one row per patient")
-    columns_of_records = known | {"patient_id", "exam_id", "label", "lesion_mask", *SEQUENCES}
+    columns_of_records = known | {"patient_id", "exam_id", "label", *MASKS, *SEQUENCES}
     return Source("participants.tsv", tuple(records), frozenset(columns_of_records), named_splits="split" in known)
 
 
@@ -152,7 +157,7 @@ def _fields(row: Mapping[str, str], subject: str, session: str, label_column: st
         "patient_id": row.get(PATIENT_COLUMN) or subject.removeprefix("sub-"),
         "exam_id": row[EXAM_COLUMN] if EXAM_COLUMN in row else session.removeprefix("ses-"),
     }
-    return {**row, **identifiers, "label": row[label_column], **dict.fromkeys((*SEQUENCES, "lesion_mask"), "")}
+    return {**row, **identifiers, "label": row[label_column], **dict.fromkeys((*SEQUENCES, *MASKS), "")}
 
 
 def _check_levels(path: Path, label_column: str, participants: Mapping[str, Row], faults: Faults) -> None:
@@ -236,7 +241,7 @@ def _asked_for(image: _Image, data: DataSource) -> bool:
     space = image.entities.get("space")
     any_space = data.space is None and data.desc is not None
     space_fits = any_space or space == data.space
-    return space_fits and (image.role == "lesion_mask" or image.entities.get("desc") == data.desc)
+    return space_fits and (image.role in MASKS or image.entities.get("desc") == data.desc)
 
 
 def _preferred(images: list[_Image], prefer: tuple[str, ...]) -> list[_Image]:

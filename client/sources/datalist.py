@@ -22,10 +22,10 @@ def datalist_source(data: DataSource, sequences: tuple[Sequence, ...], faults: F
     """The records of a datalist's lists `training`, `validation` and `test` (or `testing`).
 
     An entry is `{"patient_id": …, "image": [t1, t2, t1ce], "label": …}`, with `exam_id`, `fold`, lesion_x, lesion_y,
-    lesion_z and lesion_mask where they are known. `image` is a list in the order of the file's `modality`, or of the
-    study where it has none, with null for what was not taken; or an object by sequence; or one path.
-    Patients are split by the lists if more than `training` is filled or there is a list `validation`, even an empty
-    one; by `data.validation_fold`; or not at all.
+    lesion_z, lesion_mask and brain_mask where they are known. `image` is a list in the order of the file's
+    `modality`, or of the study where it has none, with null for what was not taken; or an object by sequence; or one
+    path. Patients are split by the lists if more than `training` is filled or there is a list `validation`, even an
+    empty one; by `data.validation_fold`; or not at all.
 
     Args:
         data: The settings; `datalist` is the file.
@@ -53,7 +53,7 @@ def datalist_source(data: DataSource, sequences: tuple[Sequence, ...], faults: F
         faults.written.append(f"data.validation_fold is {data.validation_fold}, and no entry names a fold; delete it")
     filled = {_SPLIT_OF_LIST[name] for name, _, _ in entries}
     named_splits = by_fold or "validation" in lists or len(filled) > 1
-    records, columns = [], {"patient_id", "exam_id", "label", "lesion_mask", *POINT, *SEQUENCES}
+    records, columns = [], {"patient_id", "exam_id", "label", "lesion_mask", "brain_mask", *POINT, *SEQUENCES}
     for row, (name, index, entry) in enumerate(entries, start=1):
         where = f"{name}[{index}]"
         if not isinstance(entry, dict):
@@ -110,7 +110,7 @@ def _fields(
 ) -> dict[str, str] | None:
     """The fields of an entry as text, or None with its faults noted."""
     known = len(faults.written)
-    fields = dict.fromkeys(("exam_id", "lesion_mask", *POINT, *SEQUENCES), "")
+    fields = dict.fromkeys(("exam_id", "lesion_mask", "brain_mask", *POINT, *SEQUENCES), "")
     for name, value in entry.items():
         if name not in _SPECIAL:
             text = _text(value)

@@ -16,7 +16,7 @@ from client.cohort import Cohort
 from client.exam import POINT, SEQUENCES, Exam
 from client.fresh_header import with_fresh_header
 from client.private_files import make_private_folder, write_atomically
-from client.sources.bids import EXAM_COLUMN, MASK, PATIENT_COLUMN
+from client.sources.bids import EXAM_COLUMN, MASKS, PATIENT_COLUMN
 from client.sources.sidecar import sidecar_of
 from common.errors import ConfigError, DataError, list_of_faults
 from common.study import CLASS_NAMES, Sequence
@@ -150,10 +150,10 @@ def _write_exam(exam: Exam, folder: Path, subject: str, session: str, faults: li
         sidecar = sidecar_of(path)
         if sidecar:
             _write_json(home / f"{name}.json", sidecar)
-    if exam.lesion_mask is not None:
+    for role, path in masks_of(exam).items():
         try:
-            mask = with_fresh_header(exam.lesion_mask.read_bytes(), name=f"{exam.name}: lesion_mask")
-            write_atomically(home / f"{stem}_{MASK}_mask.nii.gz", mask)
+            mask = with_fresh_header(path.read_bytes(), name=f"{exam.name}: {role}")
+            write_atomically(home / f"{stem}_{MASKS[role]}_mask.nii.gz", mask)
         except DataError as error:
             faults.append(str(error))
     return num_written
@@ -174,9 +174,13 @@ def _entry(exam: Exam, home: Path, sequences: tuple[Sequence, ...], *, as_list: 
         entry["exam_id"] = exam.exam_id
     if exam.lesion_point is not None:
         entry |= dict(zip(POINT, exam.lesion_point, strict=True))
-    if exam.lesion_mask is not None:
-        entry["lesion_mask"] = _named(exam.lesion_mask, home)
-    return entry
+    return entry | {role: _named(path, home) for role, path in masks_of(exam).items()}
+
+
+def masks_of(exam: Exam) -> dict[str, Path]:
+    """The masks that an exam has, by column."""
+    masks = {"lesion_mask": exam.lesion_mask, "brain_mask": exam.brain_mask}
+    return {role: path for role, path in masks.items() if path is not None}
 
 
 def _named(file: Path, home: Path) -> str:

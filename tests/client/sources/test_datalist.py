@@ -129,3 +129,10 @@ def test_words_of_other_keys_are_for_eligibility(read: Read, tmp_path: Path) -> 
 def test_a_fault_is_told_with_its_place(read: Read, document: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read(document).raise_if_faulty()
+
+
+def test_an_exam_whose_file_is_not_there_is_a_fault_and_no_exam(read: Read) -> None:
+    reading = read({"training": [entry("p", "a.nii"), entry("q", "b.nii", "gone.nii")]})
+
+    assert [exam.patient_id for exam in reading.exams] == ["p"]
+    assert [fault.kind for fault in reading.faults] == ["files"]

@@ -108,6 +108,21 @@ def test_splits_exams_and_odd_identifiers_survive(tmp_path: Path, written: type)
     assert digests(again) == digests(first)
 
 
+@pytest.mark.parametrize("written", [as_bids, as_datalist])
+def test_masks_go_along(tmp_path: Path, written: type) -> None:
+    site = write_tiny_hospital(tmp_path, "a", splits=(("train", 1, 1),))
+    table = site.parent / "table.tsv"
+    header, first, second = table.read_text().splitlines()
+    for name in ("lesion", "brain"):
+        (site.parent / f"{name}.nii.gz").write_bytes((site.parent / "0001_t1.nii.gz").read_bytes())
+    columns = f"{header}\tlesion_mask\tbrain_mask"
+    table.write_text(f"{columns}\n{first}\tlesion.nii.gz\tbrain.nii.gz\n{second}\t\t\n")
+
+    exams = cohort_of(written(site, tmp_path)).exams
+
+    assert [(e.lesion_mask is not None, e.brain_mask is not None) for e in exams] == [(True, True), (False, False)]
+
+
 def test_all_patients_in_training_stay_there(tmp_path: Path) -> None:
     site = write_tiny_hospital(tmp_path, "a", splits=(("train", 2, 2),))
 
