@@ -257,8 +257,8 @@ def test_all_faults_of_the_data_are_told_and_no_step_is_tried(site: EnrolledSite
 
     ended = check()
 
-    assert (ended.status, ended.failures) == (2, [("data", "exams")])
-    assert "2 faults" in ended.finding("data", "exams")["found"]
+    assert (ended.status, ended.failures) == (2, [("data", "file-unreadable")])
+    assert ended.finding("data", "file-unreadable")["found"].startswith("2 cases, the first row 2 (patient 0001): t1: ")
     assert ended.finding("computing", "step")["level"] == "warning"
     assert ended.values["manifests"] == []
 

@@ -1,0 +1,120 @@
+"""Every fault that is put into a phantom hospital is found, and clean hospitals are not blocked."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from client.config import read_site_config
+from client.preflight.registry import CHECKS
+from client.preflight.run import Preflight, run_preflight
+from common.study import parse_study
+from simulations.phantom.federation import write_hospitals
+from simulations.phantom.injection import FAULTS, inject
+from simulations.phantom.spec import PhantomOptions
+from tests.tiny_hospitals import study_text
+
+SPACING_MM = 5.0
+NEEDS_MANY = {name for name, fault in FAULTS.items() if fault.least_patients > 2}
+
+Hospitals = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def hospital_a(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four patients of the hospital that lacks no sequence."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    options = PhantomOptions(seed=1, spacing_mm=SPACING_MM)
+    (site,) = write_hospitals(folder, ["A"], options, num_patients={"A": 4})
+    return site.parent
+
+
+def checked(folder: Path) -> Preflight:
+    return run_preflight(read_site_config(folder / "site.yaml"), None)
+
+
+@pytest.mark.parametrize("name", sorted(FAULTS.keys() - NEEDS_MANY))
+def test_fault_is_found(name: str, hospital_a: Path, tmp_path: Path) -> None:
+    fault = inject(name, hospital_a, tmp_path / "hospital")
+
+    found = {finding.check: finding for finding in checked(tmp_path / "hospital").findings}
+
+    assert fault.check in found, f"found {sorted(found)}"
+    assert found[fault.check].sentence
+    assert found[fault.check].remedy == CHECKS[fault.check].remedy
+
+
+def test_labels_that_are_swapped_in_every_file_are_suspected(tmp_path: Path, hospital_a: Path) -> None:
+    folder = tmp_path / "hospital"
+    inject("labels swapped everywhere", hospital_a, folder)
+    header, *rows = (folder / "table.tsv").read_text().splitlines()
+    necrosis = next(row for row in rows if "\tnecrosis\t" in row)
+    many = [necrosis.replace(necrosis.split("\t")[0], f"sub-{number:03d}", 1) for number in range(14)]
+    (folder / "table.tsv").write_text("\n".join([header, *rows, *many]) + "\n")
+
+    found = {finding.check for finding in checked(folder).findings}
+
+    assert "prevalence-far" in found
+
+
+def test_clean_hospitals_are_not_blocked(tmp_path: Path) -> None:
+    counts = {"A": 2, "B": 3, "C": 2, "D": 3, "E": 2, "F": 2}
+    options = PhantomOptions(seed=2, spacing_mm=SPACING_MM, label_noise=0.0)
+
+    blocked = {
+        site.parent.name: [finding.sentence for finding in checked(site.parent).findings if finding.severity == "block"]
+        for site in write_hospitals(tmp_path, list(counts), options, num_patients=counts)
+    }
+
+    assert blocked == {f"hospital-{letter.lower()}": [] for letter in counts}
+
+
+def test_clean_hospital_has_no_warning_but_that_it_is_small(hospital_a: Path) -> None:
+    assert {finding.check for finding in checked(hospital_a).findings} <= {"class-small"}
+
+
+def test_injection_writes_the_same_bytes_at_every_call(hospital_a: Path, tmp_path: Path) -> None:
+    copies = [tmp_path / "one", tmp_path / "two"]
+    for name in ("gz bit flipped", "NaN block", "T2 is a T1", "header extension"):
+        for copy in copies:
+            inject(name, hospital_a, copy / name)
+
+        contents = [{path.name: path.read_bytes() for path in (copy / name).rglob("*.nii.gz")} for copy in copies]
+
+        assert contents[0] == contents[1]
+        assert contents[0] != {path.name: path.read_bytes() for path in hospital_a.rglob("*.nii.gz")}
+
+
+def test_a_study_that_refuses_exams_without_a_sequence_blocks_them(tmp_path: Path) -> None:
+    (site,) = write_hospitals(tmp_path, ["F"], PhantomOptions(spacing_mm=SPACING_MM), num_patients={"F": 2})
+    config = read_site_config(site)
+    fill = {"missing_sequence": "zero_fill"}
+    studies = [
+        parse_study(study_text(), origin="study"),
+        parse_study(study_text(preprocessing=fill, augmentation={"drop_sequence": 0.1}), origin="study"),
+    ]
+
+    refused, filled = (run_preflight(config, study) for study in studies)
+
+    assert [finding.check for finding in refused.findings if finding.severity == "block"] == ["sequence-missing"]
+    assert len(refused.findings[0].cases) == 2
+    assert not filled.blocked
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("letter", list("ABCDEF"))
+def test_every_fault_is_found_at_every_hospital(letter: str, tmp_path: Path) -> None:
+    options = PhantomOptions(seed=3, spacing_mm=2.0)
+    (site,) = write_hospitals(tmp_path, [letter], options, num_patients={letter: 50})
+    has_t2 = letter != "F"
+
+    missed = []
+    for name, fault in FAULTS.items():
+        if fault.needs_t2 and not has_t2:
+            continue
+        copy = tmp_path / name.replace(" ", "-")
+        inject(name, site.parent, copy)
+        if fault.check not in {finding.check for finding in checked(copy).findings}:
+            missed.append(name)
+
+    assert missed == []
