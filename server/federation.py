@@ -21,7 +21,8 @@ from server.comparison import ComparedSites, compare_at_sites, comparison_values
 from server.decision import Decision, decide, with_confusion
 from server.evaluation import EvaluatedState, evaluate_at_sites
 from server.fedprox import ProximalStrength, adapted, first_strength
-from server.global_state import initial_global_state, trained_names
+from server.global_state import trained_names
+from server.initial_weights import starting_state
 from server.membership import Membership
 from server.pooling import Pool, candidate, pool_evaluations, summary
 from server.progress import Progress
@@ -89,7 +90,7 @@ class Federation:
         self._memory = checkpoint.load_memory(folder, resumed)
 
     def _begin_run(self) -> Progress:
-        study, state = self._study, initial_global_state(self._study)
+        study, state = self._study, starting_state(self._folder)
         memory = initial_memory(
             study.aggregation,
             state,

@@ -16,6 +16,7 @@ from common.study import CLASS_NAMES, Study
 from common.tasks import SiteManifest
 from server.decision import Decision
 from server.global_state import LOCAL_MODELS, absence_reason, absent_names
+from server.initial_weights import weights_report
 from server.pooling import Pool
 from server.progress import Candidate, Progress, read_rounds
 from server.records import missing_sites, ranges
@@ -121,6 +122,8 @@ def write_record(
         "rounds_done": progress.round,
         "versions": _versions(),
     }
+    if (report := weights_report(folder)) is not None:
+        record["initial_weights"] = report
     if final is not None:
         record |= _result_values(folder, study, final)
     if comparisons:

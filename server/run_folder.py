@@ -83,7 +83,8 @@ class RunFolder:
 
     Beside what every run has: `wish` says what the coordinator wants of it, `server_app_lock` is held by the process
     that carries it, `manifests` is what the sites brought, `submission` what Flower was given, `trouble` why the server
-    gave up on it, `resumption` that it shall go on after an end without result.
+    gave up on it, `resumption` that it shall go on after an end without result. Where the study names a file of
+    weights, `initial_weights` is a copy of it and `weights_report` says what became of it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -105,6 +106,8 @@ class RunFolder:
         self.submission = path / "submission.json"
         self.trouble = path / "trouble.json"
         self.resumption = path / "resumption.json"
+        self.initial_weights = path / "initial_weights.pth"
+        self.weights_report = path / "initial_weights.json"
 
     @property
     def name(self) -> str:
@@ -158,8 +161,16 @@ _WISH: TypeAdapter[Wish] = TypeAdapter(Wish)
 _SENTENCE = TypeAdapter(str)
 
 
-def create_run_folder(path: Path, *, study_text: str, participants: Participants) -> RunFolder:
+def create_run_folder(
+    path: Path, *, study_text: str, participants: Participants, initial_weights: bytes | None = None
+) -> RunFolder:
     """Make the folder of a new run.
+
+    Args:
+        path: The folder.
+        study_text: Its study.yaml, which is written last: a folder with a study is a run.
+        participants: Who is expected.
+        initial_weights: The file that the study begins from, if it names one.
 
     Raises:
         ConfigError: If the folder exists and is not empty.
@@ -172,5 +183,7 @@ def create_run_folder(path: Path, *, study_text: str, participants: Participants
     for part in (folder.checkpoints, folder.replies, folder.model):
         part.mkdir(parents=True, exist_ok=True)
     write_json(folder.participants, asdict(participants))
+    if initial_weights is not None:
+        write_atomically(folder.initial_weights, initial_weights)
     write_atomically(folder.study, study_text.encode())
     return folder

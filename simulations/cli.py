@@ -68,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--engine", choices=("in-process", "ray", "network"), help="what carries the messages (in-process)"
     )
+    run.add_argument(
+        "--initial-weights", type=Path, metavar="FILE", help="file of MedicalNet weights that the study names"
+    )
     run.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (runs/NAME-DATE)")
     run.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder")
     run.add_argument(

@@ -16,6 +16,7 @@ from rich.console import Console
 from client.config import SiteConfig
 from common.errors import ConfigError, GliornError
 from common.study import Study, parse_study
+from server.initial_weights import require_weights
 from server.run_folder import RUN_NAME, RunFolder
 from simulations.display import RunWatcher, interval, progress_bar, result_table
 from simulations.faults import Fault, parse_fault
@@ -52,12 +53,13 @@ def run_command(arguments: argparse.Namespace, console: Console) -> int:
         _prepare(study, sites, console, workers)
     else:
         study, engine = _study(arguments), arguments.engine or "in-process"
+        weights = require_weights(study, arguments.initial_weights)
         out = _new_folder(arguments.out or Path("runs") / f"{study.name}-{datetime.now():%Y%m%d-%H%M%S}")
         sites = read_sites(arguments.site or _phantoms(arguments, study, console, workers))
         require_fitting(study, sites, engine=engine)
         require_faults_fit(faults, sites, engine=engine)
         _prepare(study, sites, console, workers)
-        folder = open_run(out, study_text=study_yaml(study), sites=sites, engine=engine)
+        folder = open_run(out, study_text=study_yaml(study), sites=sites, engine=engine, initial_weights=weights)
     method = "FedAvg" if study.training.fedprox_mu == 0 else f"FedProx, mu {study.training.fedprox_mu:g}"
     console.print(f"{len(sites)} sites, {study.rounds} rounds, {method}, engine {engine}; run folder {folder.path}")
     with RunWatcher(console, folder) as watcher:
@@ -93,7 +95,7 @@ def _phantoms(arguments: argparse.Namespace, study: Study, console: Console, wor
 
 
 def _begun_run(arguments: argparse.Namespace) -> tuple[RunFolder, Study, EngineName, Sites]:
-    for option in ("study", "rounds", "fedprox_mu", "engine", "out", "seed", *PHANTOM_OPTIONS):
+    for option in ("study", "rounds", "fedprox_mu", "engine", "out", "seed", "initial_weights", *PHANTOM_OPTIONS):
         if getattr(arguments, option) is not None:
             raise ConfigError(
                 f"--{option.replace('_', '-')} cannot be given with --resume: "

@@ -12,7 +12,8 @@ from client.config import SiteConfig, read_site_config
 from client.prepare import prepare_site
 from client.site import require_allowed
 from common.errors import ConfigError, GliornError, list_of_faults
-from common.study import Study
+from common.study import Study, parse_study
+from server.initial_weights import require_weights
 from server.run_folder import Participants, RunFolder, create_run_folder
 from simulations.engines.in_process import run_in_process
 from simulations.engines.launch import EngineError, Launch
@@ -114,11 +115,22 @@ def prepare_sites(
 
 
 def open_run(
-    out: Path, *, study_text: str, sites: Mapping[str, tuple[Path, SiteConfig]], engine: EngineName
+    out: Path,
+    *,
+    study_text: str,
+    sites: Mapping[str, tuple[Path, SiteConfig]],
+    engine: EngineName,
+    initial_weights: bytes | None = None,
 ) -> RunFolder:
-    """Make the folder of a new run, with where the sites' configurations lie for a later `--resume`."""
+    """Make the folder of a new run, with where the sites' configurations lie for a later `--resume`.
+
+    Raises:
+        ConfigError: If the folder is in use, or the study begins from a file of weights and none is given.
+    """
+    if initial_weights is None:
+        require_weights(parse_study(study_text, origin=str(out)), None)
     participants = Participants(tuple(sites), "claimed" if engine == "ray" else "registered", engine)
-    folder = create_run_folder(out, study_text=study_text, participants=participants)
+    folder = create_run_folder(out, study_text=study_text, participants=participants, initial_weights=initial_weights)
     _sites_file(folder).write_text(
         json.dumps({name: str(path) for name, (path, _) in sites.items()}, indent=1) + "\n", encoding="utf-8"
     )

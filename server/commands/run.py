@@ -12,6 +12,7 @@ from common.study import Study, parse_study
 from server.commands.places import add_federation_argument, federation_folder, run_of_federation
 from server.compare_with import find_models, note_models
 from server.federation_folder import FederationFolder, admitted
+from server.initial_weights import require_weights
 from server.keeper import outcome_of
 from server.locks import is_held
 from server.run_folder import RUN_NAME, Participants, RunFolder, create_run_folder, write_json
@@ -50,6 +51,12 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "models. Repeat it",
     )
     parser.add_argument(
+        "--initial-weights",
+        type=Path,
+        metavar="FILE",
+        help="file of MedicalNet weights that the study names (model.initial_weights)",
+    )
+    parser.add_argument(
         "--wait", action="store_true", help="stay until the run has ended, a line per change; 2 if without result"
     )
     parser.set_defaults(command=_run)
@@ -66,6 +73,7 @@ def _run(arguments: argparse.Namespace) -> int:
             sites=arguments.sites,
             now=datetime.now(UTC),
             compare_with=arguments.compare_with,
+            initial_weights=arguments.initial_weights,
         )
     else:
         if arguments.name is not None or arguments.sites is not None or arguments.compare_with:
@@ -73,6 +81,8 @@ def _run(arguments: argparse.Namespace) -> int:
                 "--resume: a run keeps its name, its sites and what it is compared with; "
                 "leave --name, --sites and --compare-with out"
             )
+        if arguments.initial_weights is not None:
+            raise ConfigError("--resume: a run keeps the weights it began from; leave --initial-weights out")
         folder = resume(federation, arguments.resume)
     if not is_served(federation):
         print("No server is running: the run begins when `gliorn-server start` does.")
@@ -88,11 +98,12 @@ def begin(
     sites: str | None,
     now: datetime,
     compare_with: Sequence[str] = (),
+    initial_weights: Path | None = None,
 ) -> RunFolder:
     """Make the folder of a new run, for the server to take up.
 
     Raises:
-        ConfigError: If the study, the name, the sites or the runs to compare with do not fit.
+        ConfigError: If the study, the name, the sites, the runs to compare with or the initial weights do not fit.
     """
     try:
         text = study_path.read_text(encoding="utf-8")
@@ -109,7 +120,10 @@ def begin(
             f"{path}: a run of that name is there; give another --name, or continue it with --resume {name}"
         )
     models = find_models(federation.runs, compare_with)
-    folder = create_run_folder(path, study_text=text, participants=Participants(expected, "registered", ENGINE))
+    weights = require_weights(study, initial_weights)
+    folder = create_run_folder(
+        path, study_text=text, participants=Participants(expected, "registered", ENGINE), initial_weights=weights
+    )
     if models:
         note_models(folder, models)
     folder.write_wish("run")
