@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from common.errors import GliornError
+from simulations.compare.options import add_compare, add_folds
 
 LOG_WIDTH = 140
 """Characters in a line where no terminal says how many fit."""
@@ -98,6 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_common(hospitals, sites="A,B,C,D,E,F")
     _add_paper(commands)
+    add_compare(commands).set_defaults(run=_compare)
+    add_folds(commands).set_defaults(run=_folds)
     return parser
 
 
@@ -174,3 +177,15 @@ def _paper(arguments: argparse.Namespace, console: Console) -> int:
     from simulations.paper.command import paper_command
 
     return paper_command(arguments, console)
+
+
+def _compare(arguments: argparse.Namespace, console: Console) -> int:
+    from simulations.compare.command import compare_command
+
+    return compare_command(arguments, console)
+
+
+def _folds(arguments: argparse.Namespace, console: Console) -> int:
+    from simulations.compare.folds_command import folds_command
+
+    return folds_command(arguments, console)
