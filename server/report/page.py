@@ -35,6 +35,7 @@ from server.report.run_tables import (
     rounds_table,
     settings_tables,
     versions_table,
+    weights_table,
 )
 from server.report.table import Table
 from server.report.wording import (
@@ -138,6 +139,7 @@ class Page:
     contribution: Table | None
     cohorts: Table | None
     run_facts: tuple[Fact, ...]
+    weights: Table | None
     identity: Table
     case_lists: Table | None
     versions: Table
@@ -174,6 +176,7 @@ def page_of(record: Record, rounds: Sequence[RoundLine]) -> Page:
         contribution=contribution_table(record, rounds) if rounds else None,
         cohorts=cohort_table(record) if record.sites else None,
         run_facts=_run_facts(record, rounds),
+        weights=None if record.initial_weights is None else weights_table(record.initial_weights),
         identity=identity_table(record),
         case_lists=case_lists_table(record) if record.sites else None,
         versions=versions_table(record),

@@ -136,6 +136,16 @@ class WrittenModel(_Part):
     state_digest: str
 
 
+class InitialWeights(_Part):
+    """What became of the file of weights the run began from; see `common.models.medicalnet.WeightsReport`."""
+
+    sha256: str
+    loaded: list[str]
+    zeroed: list[str]
+    missing: list[str]
+    unexpected: list[str]
+
+
 class Record(_Part):
     """`record.json`. What only a run with a result has is None for an INVALID one."""
 
@@ -155,6 +165,7 @@ class Record(_Part):
     quarantined: dict[str, str]
     rounds_done: int
     versions: dict[str, str]
+    initial_weights: InitialWeights | None = None
     selection: Selection | None = None
     operating_point: OperatingPoint | None = None
     figures: dict[EvaluationName, Evaluated] | None = None

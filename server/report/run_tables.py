@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from common.study import Study
 from common.tasks import SPLITS, Split
 from server.report.curves import ValidatedState
-from server.report.reading import Record, RoundLine, SiteBrought
+from server.report.reading import InitialWeights, Record, RoundLine, SiteBrought
 from server.report.table import Cell, Row, Table, column_sums, share_of, words
 from server.report.wording import (
     CROP_WORDS,
@@ -19,6 +19,7 @@ from server.report.wording import (
 )
 
 MAX_ROUND_ROWS = 120
+MAX_NAMED_ENTRIES = 4
 _SPLIT_WORDS: dict[Split, str] = {"train": "training", "validation": "validation", "test": "test"}
 
 
@@ -110,9 +111,9 @@ def _contribution_row(name: str, record: Record, rounds: Sequence[RoundLine], we
 
 
 def milestones_table(states: Sequence[ValidatedState], *, chosen: int | None) -> Table:
-    """Pooled validation of the untrained model, of the chosen one and of the last one."""
+    """Pooled validation of the model the run began from, of the chosen one and of the last one."""
     by_round = {state.round: state for state in states}
-    names = {states[-1].round: "last"} | {0: "untrained"} | ({} if chosen is None else {chosen: "chosen"})
+    names = {states[-1].round: "last"} | {0: "the start"} | ({} if chosen is None else {chosen: "chosen"})
     rows = []
     for round in sorted(names.keys() & by_round.keys()):
         state = by_round[round]
@@ -231,6 +232,25 @@ def identity_table(record: Record) -> Table:
         label = f"{name.capitalize()} model, round {model.round}: {model.file}, SHA-256"
         rows.append(Row(Cell(label), (Cell(model.sha256, words=True, code=True),)))
     return Table("Hashes", ("Of what", "Hash"), tuple(rows), words=True)
+
+
+def weights_table(weights: InitialWeights) -> Table:
+    """What of the network came from the file of weights the run began from, and what did not."""
+    parts = [
+        ("Taken from the file", weights.loaded),
+        ("Not in the file, set to 0", weights.zeroed),
+        ("Not in the file, as drawn from the seed", weights.missing),
+        ("In the file, without a place in the shared model", weights.unexpected),
+    ]
+    rows = [Row(Cell("File, SHA-256"), (Cell(weights.sha256, words=True, code=True),))]
+    rows += [Row(Cell(name), (words(_counted_entries(entries)),)) for name, entries in parts]
+    return Table("Initial weights", ("What", "Entries of the model"), tuple(rows), words=True)
+
+
+def _counted_entries(entries: Sequence[str]) -> str:
+    if not entries or len(entries) > MAX_NAMED_ENTRIES:
+        return str(len(entries)) if entries else "none"
+    return f"{len(entries)}: {', '.join(entries)}"
 
 
 def case_lists_table(record: Record) -> Table:

@@ -11,6 +11,7 @@ import torch
 from common.errors import ConfigError
 from common.study import Study, parse_study
 from server.initial_weights import require_weights
+from server.report import write_report
 from server.run_folder import Participants, RunFolder, create_run_folder
 from simulations.cli import main as simulate
 from tests.medicalnet_file import medicalnet_file
@@ -56,6 +57,9 @@ def test_run_starts_from_the_file_and_says_so_in_its_record(tmp_path: Path, payl
     assert report["missing"] == ["fc.weight", "fc.bias"]
     assert len(report["zeroed"]) == 3
     assert {name.rpartition(".")[2] for name in report["unexpected"]} >= {"running_mean", "running_var"}
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert f"<code>{report['sha256']}</code>" in page
+    assert "2: fc.weight, fc.bias" in page
 
 
 def test_study_that_names_weights_is_refused_without_the_file(payload: bytes) -> None:
