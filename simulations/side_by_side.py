@@ -115,7 +115,9 @@ def _reason(exit_code: int | None, told: Connection) -> str | None:
 
 def _carry_in_process(run: PlannedRun, tells: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process decides
-    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.setLevel(logging.ERROR)  # a run has its own log; its lines would stand among those of other runs
     torch.set_num_threads(1)
     try:
         carry_run(run, while_running=_end_with_parent)
