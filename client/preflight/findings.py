@@ -66,13 +66,13 @@ class Finding:
 
 
 def gather(hits: Iterable[Hit]) -> tuple[Finding, ...]:
-    """Hits as findings, in the order of the registry; equal hits count once."""
+    """Hits as findings, what blocks first, then in the order of the registry; equal hits count once."""
     by_check: dict[str, list[Hit]] = {}
     for hit in dict.fromkeys(hits):
         by_check.setdefault(hit.check, []).append(hit)
     assert set(by_check) <= set(CHECKS), "every hit names a check of the registry"
     return tuple(
         Finding(check.id, check.severity, tuple(by_check[check.id]))
-        for check in CHECKS.values()
+        for check in sorted(CHECKS.values(), key=lambda check: check.severity)  # "block" before "warn"
         if check.id in by_check
     )

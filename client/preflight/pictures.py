@@ -18,7 +18,10 @@ _PLANES = ((0, 1), (0, 2), (1, 2))
 """World axes to the right and up in the tile: axial, coronal, sagittal."""
 _PLANE_NAMES = ("axial", "coronal", "sagittal")
 _WHITE = 99.5
-_CROP, _POINT = (255, 176, 0), (0, 200, 255)
+_NUM_GREYS = 64
+_CROP, _POINT, _WORDS = _NUM_GREYS, _NUM_GREYS + 1, _NUM_GREYS + 2
+_COLOURS = ((255, 176, 0), (0, 200, 255), (255, 255, 255))
+"""A picture's palette: greys, then the crop's, the point's and the words' colour."""
 
 Centre = tuple[float, float, float]
 
@@ -34,11 +37,13 @@ def draw_case(volumes: Mapping[str, Volume], *, centre: Centre | None, crop_mm: 
         centre: World mm through which the planes go, such as the lesion's point; None for the middle of the volume.
         crop_mm: Edges of the study's crop about the centre; None draws no box.
     """
-    image = Image.new("RGB", (3 * TILE, 3 * TILE))
+    image = Image.new("P", (3 * TILE, 3 * TILE))
+    greys = [(round(255 * grey / (_NUM_GREYS - 1)),) * 3 for grey in range(_NUM_GREYS)]
+    image.putpalette([part for colour in (*greys, *_COLOURS) for part in colour])
     draw = ImageDraw.Draw(image)
     for row, sequence in enumerate(_SEQUENCES):
         if sequence not in volumes:
-            draw.text((4, row * TILE + 4), f"{sequence}: absent", fill=(160, 160, 160))
+            draw.text((4, row * TILE + 4), f"{sequence}: absent or unreadable", fill=_WORDS)
             continue
         volume = volumes[sequence]
         middle = _middle(volume)
@@ -47,14 +52,15 @@ def draw_case(volumes: Mapping[str, Volume], *, centre: Centre | None, crop_mm: 
         lowest = min(float(volume.values.min()), 0.0)
         for column, axes in enumerate(_PLANES):
             tile = _slice(volume, through, middle, axes)
-            scaled = np.clip((tile - lowest) / max(highest - lowest, 1e-6), 0, 1) * 255
-            image.paste(Image.fromarray(scaled.astype(np.uint8)), (column * TILE, row * TILE))
+            scaled = np.clip((tile - lowest) / max(highest - lowest, 1e-6), 0, 1) * (_NUM_GREYS - 1)
+            pixels = Image.frombytes("P", (TILE, TILE), np.rint(scaled).astype(np.uint8).tobytes())
+            image.paste(pixels, (column * TILE, row * TILE))
             offset = np.array([column * TILE, row * TILE])
             if centre is not None:
                 _mark(draw, offset, (through - middle)[list(axes)], None if crop_mm is None else crop_mm, axes)
-        draw.text((4, row * TILE + 4), sequence, fill=(255, 255, 255))
+        draw.text((4, row * TILE + 4), sequence, fill=_WORDS)
     stored = io.BytesIO()
-    image.quantize(64).save(stored, format="PNG", optimize=True)
+    image.save(stored, format="PNG", optimize=True)
     return stored.getvalue()
 
 

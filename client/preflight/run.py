@@ -40,7 +40,7 @@ class Preflight:
     """What the preflight of a site found.
 
     Attributes:
-        findings: In the order of the registry.
+        findings: What blocks first.
         listing: The exams.
         examined: What each readable exam's files showed, in the order of the rows.
     """

@@ -1,6 +1,6 @@
 """Every fault that is put into a phantom hospital is found, and clean hospitals are not blocked."""
 
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,8 +16,6 @@ from tests.tiny_hospitals import study_text
 
 SPACING_MM = 5.0
 NEEDS_MANY = {name for name, fault in FAULTS.items() if fault.least_patients > 2}
-
-Hospitals = Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
@@ -102,19 +100,43 @@ def test_a_study_that_refuses_exams_without_a_sequence_blocks_them(tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("letter", list("ABCDEF"))
 def test_every_fault_is_found_at_every_hospital(letter: str, tmp_path: Path) -> None:
-    options = PhantomOptions(seed=3, spacing_mm=2.0)
-    (site,) = write_hospitals(tmp_path, [letter], options, num_patients={letter: 50})
-    has_t2 = letter != "F"
-
+    hospitals = {
+        num_patients: write_hospitals(
+            tmp_path / str(num_patients),
+            [letter],
+            PhantomOptions(seed=3, spacing_mm=spacing_mm, label_noise=0.0),
+            num_patients={letter: num_patients},
+        )[0].parent
+        for num_patients, spacing_mm in ((6, None), (50, 8.0))
+    }
     missed = []
+
     for name, fault in FAULTS.items():
-        if fault.needs_t2 and not has_t2:
+        if fault.needs_t2 and letter == "F":
             continue
-        copy = tmp_path / name.replace(" ", "-")
-        inject(name, site.parent, copy)
-        if fault.check not in {finding.check for finding in checked(copy).findings}:
+        inject(name, hospitals[6 if fault.least_patients <= 6 else 50], tmp_path / "copy")
+        if fault.check not in {finding.check for finding in checked(tmp_path / "copy").findings}:
             missed.append(name)
+        shutil.rmtree(tmp_path / "copy")
+        shutil.rmtree(tmp_path / "copy-outside", ignore_errors=True)
 
     assert missed == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_none_of_300_clean_exams_is_blocked(tmp_path: Path) -> None:
+    counts = dict.fromkeys("ABCDEF", 50)
+    options = PhantomOptions(seed=5, spacing_mm=2.0)
+
+    blocked = [
+        finding.sentence
+        for site in write_hospitals(tmp_path, list(counts), options, num_patients=counts)
+        for finding in checked(site.parent).findings
+        if finding.severity == "block"
+    ]
+
+    assert blocked == []
