@@ -52,7 +52,7 @@ class Watch:
         """Begin without a connection."""
         self._events, self._limit = events, limit
         self._lock = threading.Lock()
-        self._lost = False
+        self._lost_for: set[str] = set()
         self._busy = False
         self._sent_bytes, self._sending, self._complete = 0, False, True
         self.leave_when_idle = False
@@ -108,14 +108,17 @@ class Watch:
             self._events.write(Event("idle"))
 
     def _now_lost(self, reason: str) -> None:
+        """Tell it once for each reason of an outage: what cuts the connection may not be what keeps it away."""
         with self._lock:
-            first, self._lost = not self._lost, True
-        if first:
+            is_new = reason not in self._lost_for
+            self._lost_for.add(reason)
+        if is_new:
             self._events.write(Event("lost", reason=reason))
 
     def _now_regained(self) -> None:
         with self._lock:
-            was_lost, self._lost = self._lost, False
+            was_lost = bool(self._lost_for)
+            self._lost_for.clear()
         if was_lost:
             self._events.write(Event("regained"))
 

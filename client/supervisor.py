@@ -149,7 +149,7 @@ class _Connection:
     since: float | None = None
     lost_at: float | None = None
     lost_reason: str = ""
-    lost_told: bool = False
+    told_reason: str = ""
     refused: Event | None = None
     unsent: list[Entry] = field(default_factory=list)
 
@@ -361,10 +361,10 @@ class Supervisor:
 
     def _look_at_connection(self) -> None:
         connection = self._connection
-        if connection.lost_at is None or connection.lost_told:
+        if connection.lost_at is None or connection.told_reason == connection.lost_reason:
             return
         if time.monotonic() - connection.lost_at >= self._pace.quiet:
-            connection.lost_told = True
+            connection.told_reason = connection.lost_reason
             self._say(
                 f"the connection to the coordinator is lost ({connection.lost_reason}); trying again all the time"
             )
@@ -453,11 +453,13 @@ class Supervisor:
                 name = f" {self._federation}" if self._federation else ""
                 self._say(f"connected to the federation{name} as {self._site.name}")
             case "lost":
-                connection.lost_at, connection.lost_reason = time.monotonic(), event.reason
+                if connection.lost_at is None:
+                    connection.lost_at = time.monotonic()
+                connection.lost_reason = event.reason
             case "regained":
-                if connection.lost_told and connection.lost_at is not None:
+                if connection.told_reason and connection.lost_at is not None:
                     self._say(f"connected again after {time.monotonic() - connection.lost_at:.0f} s")
-                connection.lost_at, connection.lost_told = None, False
+                connection.lost_at, connection.told_reason = None, ""
             case "refused":
                 connection.refused = event
             case "busy":

@@ -248,6 +248,19 @@ def watched(limit: BandwidthLimit | None = None) -> tuple[Watch, EventReader]:
     return Watch(EventWriter(writing), limit), EventReader(reading)
 
 
+def test_each_reason_of_an_outage_is_told_once() -> None:
+    watch, reader = watched()
+
+    for error in (httpx.ReadError("cut"), httpx.ConnectTimeout("late"), httpx.ReadError("cut")):
+        watch.failed(PULL_MESSAGES, error)
+    watch.answered(HEARTBEAT, 200, b"")
+    watch.failed(PULL_MESSAGES, httpx.ReadError("cut"))
+
+    told = [(event.name, event.reason) for event in reader.new_events()]
+    assert told == [("lost", "broken"), ("lost", "timeout"), ("regained", ""), ("lost", "broken")]
+    reader.close()
+
+
 def test_bandwidth_counts_all_calls_but_heartbeats() -> None:
     limit = Waits()
     watch, reader = watched(limit)

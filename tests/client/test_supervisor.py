@@ -285,6 +285,19 @@ tell('lost', reason='refused'); time.sleep(0.6); tell('regained'); until_killed(
     assert not trial.says("broken")
 
 
+def test_reason_that_keeps_the_connection_away_is_told_after_the_one_that_cut_it(trial: Trial) -> None:
+    trial.programs.node_text = """
+tell('connected', node=7)
+tell('lost', reason='broken'); time.sleep(0.6); tell('lost', reason='certificate: certificate has expired')
+time.sleep(0.6); tell('regained'); until_killed()"""
+    trial.until = lambda t: t.says("connected again")
+
+    trial.run()
+
+    assert trial.says("lost (broken)")
+    assert trial.says("lost (certificate: certificate has expired)")
+
+
 def test_each_answer_gets_a_line_once_it_was_sent(trial: Trial, tmp_path: Path) -> None:
     journal = tmp_path / "journal.jsonl"
     trial.programs.node_text = f"""
