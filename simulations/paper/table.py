@@ -143,10 +143,11 @@ def terminal_table(rows: Sequence[TableRow]) -> TerminalTable:
     num_seeds = max((tested.num_seeds for row in rows for tested in row.tested.values() if tested), default=1)
     seeds = f"; phantoms: means of {num_seeds} seeds" if num_seeds > 1 else ""
     table = TerminalTable(title=f"Test patients (N necrosis + recurrence), 95 % intervals{seeds}")
-    table.add_column("model, sequences", no_wrap=True)
-    table.add_column("what", no_wrap=True)
-    for heading in ("N", *MEASURE_NAMES.values()):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("model, sequences")
+    table.add_column("what")
+    table.add_column("N", justify="right", no_wrap=True)
+    for heading in MEASURE_NAMES.values():
+        table.add_column(heading, justify="right", min_width=len("[0.00, 0.00]"))  # else a narrow terminal cuts figures
     for row in rows:
         lines = []
         if row.published is not None:
