@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -65,6 +66,16 @@ def test_number_of_parameters(name: Architecture, num_sequences: int) -> None:
     model = on_paper(ModelSpec(name=name), num_sequences=num_sequences)
 
     assert sum(p.numel() for p in model.parameters()) == NUM_PARAMETERS[name][num_sequences == 3]
+
+
+def test_page_states_the_numbers_that_are_counted_here() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
+
+    for name in NAMES:
+        one, three = NUM_PARAMETERS[name]
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        assert row.startswith(f"| `{name}` | {one:,} | {three:,} |")
+        assert row.endswith(f"| {NUM_NORM_LAYERS[name]} |")
 
 
 @pytest.mark.parametrize("name", NAMES)
