@@ -364,6 +364,10 @@ class Study(Settings):
             raise ValueError("aggregation local has no global model to personalize; delete personalization")
         if method == "local" and (self.training.fedprox_mu or self.training.fedprox_adaptive):
             raise ValueError("aggregation local has no global model to stay near; delete fedprox_mu")
+        if method == "local" and self.participation.held_out:
+            raise ValueError(
+                "aggregation local has no model for sites that do not train; delete participation.held_out"
+            )
         if self.model.norm in ("fedbn", "silobn") and method == "multi_krum":
             raise ValueError("multi_krum picks whole states, which do not exist with norm fedbn or silobn; use median")
         return self

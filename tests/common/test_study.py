@@ -280,3 +280,10 @@ def test_round_with_the_quorum_suffices_for_the_method(aggregation: dict[str, ob
     if least > 1:
         with pytest.raises(ConfigError, match=rf"needs {least} sites in every round, and .*; set min_sites to {least}"):
             study(study_text(aggregation=aggregation, participation={"min_sites": least - 1}))
+
+
+def test_sites_that_do_not_train_have_no_model_where_every_site_trains_alone() -> None:
+    text = study_text(aggregation={"method": "local"}, participation={"held_out": ["hospital-f"]})
+
+    with pytest.raises(ConfigError, match=r"no model for sites that do not train; delete participation\.held_out"):
+        study(text)
