@@ -47,23 +47,24 @@ def server_step(
     total = total_weight(states)
     after: dict[str, Array] = {}
     remembered: dict[str, dict[str, Array]] = {part: {} for part in memory}
-    for name, before in reference.items():
-        after[name] = np.empty(before.shape, dtype=before.dtype)
-        parts = {part: old[name] for part, old in memory.items()} if name in trained else {}
-        for part, old in parts.items():
-            remembered[part][name] = np.empty(old.shape, dtype=old.dtype)
-        for block in parts_of(before.size, _NUMBERS_AT_A_TIME):
+    for name in reference:
+        shape, dtype = reference[name].shape, reference[name].dtype
+        after[name] = np.empty(shape, dtype=dtype)
+        for part, old in memory.items() if name in trained else ():
+            remembered[part][name] = np.empty(shape, dtype=old[name].dtype)
+        for block in parts_of(after[name].size, _NUMBERS_AT_A_TIME):
             mean = mean_of_block(states, name, block, total=total)
             if name in trained:
-                old_parts = {part: _numbers(old, block) for part, old in parts.items()}
+                # Asked for anew for every block, so that of a file no more than the block is in memory.
+                old_parts = {part: _numbers(old[name], block) for part, old in memory.items()}
                 step = step_on_block(
-                    spec, mean, _numbers(before, block), old_parts["momentum"], old_parts.get("square")
+                    spec, mean, _numbers(reference[name], block), old_parts["momentum"], old_parts.get("square")
                 )
                 mean = step.values
                 remembered["momentum"][name].reshape(-1)[block] = step.momentum
                 if step.square is not None:
                     remembered["square"][name].reshape(-1)[block] = step.square
-            after[name].reshape(-1)[block] = as_type(mean, before.dtype)
+            after[name].reshape(-1)[block] = as_type(mean, dtype)
     return after, remembered
 
 
