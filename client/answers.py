@@ -13,6 +13,8 @@ from common.tasks import (
     Failure,
     Reply,
     SiteManifest,
+    StatisticsReply,
+    StatisticsTask,
     TrainReply,
     TrainTask,
 )
@@ -20,7 +22,7 @@ from common.tasks import (
 
 def entry_of(
     kind: Kind,
-    task: DescribeTask | TrainTask | EvaluateTask | CompareTask | None,
+    task: DescribeTask | TrainTask | EvaluateTask | CompareTask | StatisticsTask | None,
     reply: Reply,
     sent: Mapping[str, Mapping[str, int]],
 ) -> Entry:
@@ -44,6 +46,8 @@ def entry_of(
             facts = {"withheld": reply.withheld}
             if isinstance(task, CompareTask):
                 facts |= {"first": task.first.run, "second": task.second.run}
+        case StatisticsReply():
+            facts = {"withheld": reply.withheld}
         case Failure():
             pass
     training = task if isinstance(task, TrainTask) else None

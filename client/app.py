@@ -31,12 +31,13 @@ from common.messages import (
     read_compare_task,
     read_describe_task,
     read_evaluate_task,
+    read_statistics_task,
     read_train_task,
     reply_records,
     sizes_of_records,
 )
 from common.study import Study
-from common.tasks import CompareTask, DescribeTask, EvaluateTask, Failure, Reply, TrainTask
+from common.tasks import CompareTask, DescribeTask, EvaluateTask, Failure, Reply, StatisticsTask, TrainTask
 
 __all__ = ["SITE_CONFIG_KEY", "app"]
 
@@ -53,8 +54,8 @@ _ADVICE = {
 
 _DISK_FULL = "; the disk that holds the folder `cache` of site.yaml is full: make room there"
 
-Task = DescribeTask | TrainTask | EvaluateTask | CompareTask
-TaskT = TypeVar("TaskT", DescribeTask, TrainTask, EvaluateTask, CompareTask)
+Task = DescribeTask | TrainTask | EvaluateTask | CompareTask | StatisticsTask
+TaskT = TypeVar("TaskT", DescribeTask, TrainTask, EvaluateTask, CompareTask, StatisticsTask)
 
 app = ClientApp()
 
@@ -87,6 +88,12 @@ def evaluate(message: Message, context: Context) -> Message:
 def compare(message: Message, context: Context) -> Message:
     """Compare two models on the test patients, in sums over them."""
     return _answer(message, context, "compare", read_compare_task, lambda site, task: site.compare(task))
+
+
+@app.query("statistics")
+def statistics(message: Message, context: Context) -> Message:
+    """Show statistics of the cohort, where this site agreed to that."""
+    return _answer(message, context, "statistics", read_statistics_task, lambda site, task: site.show_statistics())
 
 
 _open_sites: dict[str, Site] = {}

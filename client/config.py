@@ -121,6 +121,11 @@ class DisclosureSpec(Settings):
     max_bins: int = Field(
         default=32, ge=8, le=1024, description="finest score histogram that this site shows, 8 to 1024"
     )
+    statistics: bool = Field(
+        default=False,
+        description="whether this site shows statistics of its cohort before training (docs/statistics.md); counts "
+        "below min_cell are hidden",
+    )
 
 
 class ServerSpec(Settings):

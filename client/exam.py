@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from client.config import EligibilityRule, fault_of_file
+from client.traits import UNKNOWN, Traits, traits_of
 from common.errors import ConfigError, DataError, list_of_faults
 from common.study import Label
 from common.study import Sequence as MriSequence
@@ -38,6 +39,7 @@ class Exam:
         lesion_mask: File whose non-zero voxels are the lesion.
         where: How a person finds the exam in its source, such as `sub-01/ses-01`; "" in a table, where it is the row.
         brain_mask: File whose non-zero voxels are the brain, in the world of T1ce.
+        traits: What the source says of the patient at this exam; only counted, for statistics of the cohort.
     """
 
     row: int
@@ -50,6 +52,7 @@ class Exam:
     lesion_mask: Path | None = None
     where: str = ""
     brain_mask: Path | None = None
+    traits: Traits = UNKNOWN
 
     @property
     def name(self) -> str:
@@ -217,7 +220,19 @@ def _exam(record: Record, label_map: Mapping[str, int], faults: Faults, *, named
     if len(faults.written) > known or label is None:
         return None
     place = "" if record.where == f"row {record.row}" else record.where
-    return Exam(record.row, patient_id, fields.get("exam_id", ""), label, split, volumes, point, mask, place, brain)
+    return Exam(
+        record.row,
+        patient_id,
+        fields.get("exam_id", ""),
+        label,
+        split,
+        volumes,
+        point,
+        mask,
+        place,
+        brain,
+        traits_of(fields),
+    )
 
 
 def _label(where: str, word: str, label_map: Mapping[str, int], faults: Faults) -> Label | None:

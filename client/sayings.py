@@ -21,6 +21,7 @@ _VERBS = {
     "train": "train",
     "evaluate": "evaluate",
     "compare": "compare two runs",
+    "statistics": "show statistics of its cohort",
     "bundle": "run the app bundle",
 }
 
@@ -63,6 +64,9 @@ def answer_in_words(entry: Entry, *, sent: str) -> str:
             done = f"evaluated on {entry.facts.get('split', '')} patients"
         case "compare":
             done = f"compared runs {entry.facts.get('first', '')} and {entry.facts.get('second', '')} on test patients"
+        case "statistics":
+            shown = "withheld all" if entry.facts.get("withheld") else "showed"
+            done = f"{shown} statistics of its cohort"
         case _:
             done = f"told what this site brings: {_count(entry.facts.get('patients'), 'training patient')}"
     return f"{_place(entry)}{done}, {entry.seconds:.0f} s; {sent}"

@@ -9,6 +9,7 @@ from importlib.metadata import version
 import torch
 from torch import nn
 
+from client.cohort_statistics import shown_statistics
 from client.config import SiteConfig
 from client.evaluation import disclose, margins_of_exams, mean_per_patient
 from client.fine_tuning import fine_tune_once
@@ -34,6 +35,7 @@ from common.tasks import (
     ModelOfRun,
     SiteManifest,
     Split,
+    StatisticsReply,
     TrainReply,
     TrainTask,
 )
@@ -140,6 +142,20 @@ class Site:
             cohort_digest=self.cohort.digests["test"],
             study_digest=self.study.digest,
         )
+
+    def show_statistics(self) -> StatisticsReply:
+        """Count the cohort for statistics before training, small counts hidden.
+
+        Raises:
+            DisclosureError: If the site has not agreed to show such statistics.
+        """
+        if not self.config.disclosure.statistics:
+            raise DisclosureError(
+                f"{self.config.name}: shows no statistics of its cohort; to agree to them, write statistics: true "
+                "under disclosure in its configuration"
+            )
+        shown = shown_statistics(self.cohort, self.study.sequences, min_cell=self.config.disclosure.min_cell)
+        return StatisticsReply(self.study.digest, "min_cell" if shown is None else "", shown)
 
     def _memory(self, run: str) -> SiteMemory:
         return SiteMemory(self.config.cache, run=run, study_digest=self.study.digest)

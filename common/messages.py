@@ -15,6 +15,7 @@ from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from pydantic import ValidationError
 
+from common.cohort_statistics import CohortStatistics
 from common.errors import ProtocolError
 from common.metrics.bins import MAX_BINS, Histogram, MarginBins
 from common.metrics.paired import DifferenceSums, SiteComparison
@@ -34,6 +35,8 @@ from common.tasks import (
     Reply,
     SiteManifest,
     Split,
+    StatisticsReply,
+    StatisticsTask,
     TrainReply,
     TrainTask,
 )
@@ -44,6 +47,7 @@ MESSAGE_TYPES = {
     TrainTask: "train",
     EvaluateTask: "evaluate",
     CompareTask: "query.compare",
+    StatisticsTask: "query.statistics",
 }
 """Flower's message type for each task; the part after the dot names the handler."""
 
@@ -55,7 +59,7 @@ MAX_FAILURE_CODE = 40
 
 _KEY_STATE, _KEY_TASK, _KEY_REPLY, _KEY_STATISTICS = "state", "task", "reply", "statistics"
 _KEY_CONTROL, _KEY_PERSONAL, _KEY_PERSONAL_STATISTICS = "control", "personal", "personal-statistics"
-_KEY_COMPARISON = "comparison"
+_KEY_COMPARISON, _KEY_COHORT = "comparison", "cohort-statistics"
 _HISTOGRAMS = ("first_recurrence", "first_necrosis", "second_recurrence", "second_necrosis")
 _RUN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _MAX_COUNT = 10**9
@@ -71,7 +75,7 @@ def bins_of(study: Study) -> MarginBins:
 # --- tasks ------------------------------------------------------------------------------------------------------------
 
 
-def task_records(task: DescribeTask | TrainTask | EvaluateTask | CompareTask) -> RecordDict:
+def task_records(task: DescribeTask | TrainTask | EvaluateTask | CompareTask | StatisticsTask) -> RecordDict:
     """A task as Flower records."""
     config: dict[str, Any] = {"protocol": PROTOCOL, "study": task.study.model_dump_json()}
     match task:
@@ -185,6 +189,11 @@ def read_compare_task(records: RecordDict) -> CompareTask:
     return CompareTask(values.study(), first, second, pools)
 
 
+def read_statistics_task(records: RecordDict) -> StatisticsTask:
+    """Read a task at a site; raises like `read_describe_task`."""
+    return StatisticsTask(_Values(records, _KEY_TASK).study())
+
+
 def _threshold(values: "_Values", key: str) -> float | None:
     threshold = values.numbers(key, length=None, low=-np.inf, high=np.inf)
     if len(threshold) > 1:
@@ -230,6 +239,13 @@ def reply_records(reply: Reply) -> RecordDict:
             return records
         case CompareReply():
             return _compare_reply_records(reply)
+        case StatisticsReply():
+            config = {"protocol": PROTOCOL, "study-digest": reply.study_digest, "withheld": reply.withheld}
+            records = RecordDict({_KEY_REPLY: ConfigRecord(config)})
+            if reply.statistics is not None:
+                integers = reply.statistics.to_integers()
+                records[_KEY_COHORT] = MetricRecord({name: list(cells) for name, cells in integers.items()})
+            return records
 
 
 def _compare_reply_records(reply: CompareReply) -> RecordDict:
@@ -348,6 +364,23 @@ def read_compare_reply(records: RecordDict, task: CompareTask) -> CompareReply |
     )
 
 
+def read_statistics_reply(records: RecordDict, task: StatisticsTask) -> StatisticsReply | Failure:
+    """Read a site's answer to a `StatisticsTask`; raises like `read_manifest`."""
+    values = _Values(records, _KEY_REPLY)
+    if (failure := values.failure()) is not None:
+        return failure
+    withheld = values.choice("withheld", ("", "min_cell"))
+    statistics = None
+    if not withheld:
+        record = records.get(_KEY_COHORT)
+        if not isinstance(record, MetricRecord):
+            raise ProtocolError("the reply holds no statistics and does not say that they are withheld")
+        statistics = CohortStatistics.from_integers(_lists_of_integers(record), task.study.sequences)
+    return StatisticsReply(
+        study_digest=values.text("study-digest", pattern=r"[0-9a-f]{64}"), withheld=withheld, statistics=statistics
+    )
+
+
 def sizes_of_records(records: RecordDict) -> dict[str, dict[str, int]]:
     """For each part of a message its size: "arrays" and "bytes", or "values"."""
     sizes = {}
@@ -406,11 +439,7 @@ def _read_evaluation(
         record = records.get(key)
         if not isinstance(record, MetricRecord):
             raise ProtocolError("the reply holds no statistics and does not say that they are withheld")
-        integers = {}
-        for name, numbers in record.items():
-            if not (isinstance(numbers, list) and all(type(number) is int for number in numbers)):
-                raise ProtocolError(f"statistics {name[:80]!r} must be a list of whole numbers")
-            integers[name] = cast(list[int], numbers)
+        integers = _lists_of_integers(record)
         statistics = SiteStatistics.from_integers(integers, bins=bins_of(study), has_threshold=has_threshold)
     return Evaluation(
         split=values.choice("split", ("validation", "test")),
@@ -418,6 +447,15 @@ def _read_evaluation(
         withheld=withheld,
         cohort_digest=values.text("cohort", pattern=r"[0-9a-f]{64}"),
     )
+
+
+def _lists_of_integers(record: MetricRecord) -> dict[str, list[int]]:
+    integers = {}
+    for name, numbers in record.items():
+        if not (isinstance(numbers, list) and all(type(number) is int for number in numbers)):
+            raise ProtocolError(f"statistics {name[:80]!r} must be a list of whole numbers")
+        integers[name] = cast(list[int], numbers)
+    return integers
 
 
 def _histogram_lists(histograms: tuple[Histogram, Histogram]) -> dict[str, list[int]]:

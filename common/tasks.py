@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from common.cohort_statistics import CohortStatistics
 from common.metrics.bins import Histogram
 from common.metrics.paired import DifferenceSums, SiteComparison
 from common.metrics.site_statistics import SiteStatistics
@@ -103,6 +104,13 @@ class CompareTask:
 
 
 @dataclass(frozen=True)
+class StatisticsTask:
+    """Asks a site for statistics of its cohort, before any training."""
+
+    study: Study
+
+
+@dataclass(frozen=True)
 class SiteManifest:
     """What a site brings to a study: counts, digests and versions; nothing about a single patient.
 
@@ -199,10 +207,24 @@ class CompareReply:
 
 
 @dataclass(frozen=True)
+class StatisticsReply:
+    """What a site shows of its cohort.
+
+    Attributes:
+        withheld: Why the site shows nothing: "min_cell"; empty otherwise.
+        statistics: Its tables; None where it shows nothing.
+    """
+
+    study_digest: str
+    withheld: str
+    statistics: CohortStatistics | None = None
+
+
+@dataclass(frozen=True)
 class Failure:
     """A site could not do what was asked. The reason is a code; its text stays at the site."""
 
     code: str
 
 
-Reply = SiteManifest | TrainReply | EvaluateReply | CompareReply | Failure
+Reply = SiteManifest | TrainReply | EvaluateReply | CompareReply | StatisticsReply | Failure

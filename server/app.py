@@ -22,6 +22,8 @@ from server.keeper import is_due
 from server.locks import hold
 from server.report import write_report
 from server.run_folder import RUN_KEY, RUN_NAME, RUNS_VARIABLE, RunFolder
+from server.statistics_note import is_statistics_run
+from server.statistics_run import carry_statistics
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,9 @@ def main(grid: Grid, context: Context) -> None:
 
 def _carry(grid: Grid, folder: RunFolder) -> None:
     try:
+        if is_statistics_run(folder):
+            log.info("the run ended %s", carry_statistics(grid, folder, now=lambda: datetime.now(UTC)))
+            return
         outcome = Federation(grid, folder, now=lambda: datetime.now(UTC)).run()
         log.info("the run ended %s", outcome)
     except GliornError as error:

@@ -18,6 +18,7 @@ COMMANDS = (
     "certs",
     "start",
     "run",
+    "statistics",
     "pause",
     "stop",
     "status",

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from common.errors import ConfigError, list_of_faults
 from common.tasks import ModelOfRun
 from server.run_folder import RunFolder, write_json
+from server.statistics_note import is_statistics_run
 
 PERSONAL = "/personal"
 """What stands behind a run's name where the sites' own models are meant."""
@@ -37,7 +38,9 @@ def find_models(runs: Path, names: Sequence[str]) -> list[ModelOfRun]:
             continue
         study, outcome = folder.read_study(), json.loads(folder.record.read_text(encoding="utf-8"))["outcome"]
         personal = name.endswith(PERSONAL)
-        if outcome == "INVALID":
+        if is_statistics_run(folder):
+            faults.append(f"{name!r}: is a run of statistics and tested no model; name a run that trained one")
+        elif outcome == "INVALID":
             faults.append(f"{name!r}: ended INVALID and was not tested; name a run with a result")
         elif personal and study.personalization.method == "none":
             faults.append(f"{name!r}: its study has no personalization; write {run}")

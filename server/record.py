@@ -79,6 +79,7 @@ def write_record(
     error: str | None,
     now: datetime,
     comparisons: Sequence[Mapping[str, Any]] = (),
+    statistics: Sequence[str] | None = None,
 ) -> Outcome:
     """Write the models and the record of a run that has ended.
 
@@ -92,6 +93,7 @@ def write_record(
         error: Why the run did not get there.
         now: When it ended.
         comparisons: With earlier runs, as `server.comparison.comparison_values` has them.
+        statistics: Of a run without training whose sites showed statistics of their cohorts, why the others did not.
 
     Returns:
         How the run ended. COMPLETE: every site in every round and evaluation. DEGRADED: somebody was missing, and the
@@ -101,7 +103,10 @@ def write_record(
     participation = missing_sites(rounds)
     evaluations = {} if final is None else {"validation": final.validation, "test": final.test}
     problems = _problems(participation, evaluations, not_joined, error)
-    outcome: Outcome = "INVALID" if final is None else ("DEGRADED" if problems else "COMPLETE")
+    if statistics is not None:
+        problems = list(statistics)
+    has_result = final is not None or statistics is not None
+    outcome: Outcome = "INVALID" if not has_result else ("DEGRADED" if problems else "COMPLETE")
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "notice": RESEARCH_USE_ONLY,
@@ -122,6 +127,8 @@ def write_record(
         "rounds_done": progress.round,
         "versions": _versions(),
     }
+    if statistics is not None:
+        record["kind"] = "statistics"
     if (report := weights_report(folder)) is not None:
         record["initial_weights"] = report
     if final is not None:

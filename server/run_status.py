@@ -14,6 +14,7 @@ from server.report.participation import absences
 from server.report.reading import Record, RoundLine, read_record, read_round_lines
 from server.report.wording import count, duration, three
 from server.run_folder import RunFolder, Wish
+from server.statistics_note import is_statistics_run
 from server.status import Phase
 
 
@@ -57,6 +58,7 @@ class RunStatus:
         wish: What the coordinator wants of it; None for a run that no `gliorn-server start` carries.
         alive: Whether a process carries it right now.
         trouble: Why the server gave up on it; None where it did not.
+        trains: Whether it has rounds; a run of statistics has none.
     """
 
     run: str
@@ -73,6 +75,7 @@ class RunStatus:
     wish: Wish | None = None
     alive: bool = False
     trouble: str | None = None
+    trains: bool = True
 
 
 def read_status(folder: RunFolder) -> RunStatus:
@@ -102,6 +105,7 @@ def read_status(folder: RunFolder) -> RunStatus:
         wish=folder.read_wish() if folder.wish.is_file() else None,
         alive=is_held(folder.server_app_lock),
         trouble=folder.read_trouble(),
+        trains=not is_statistics_run(folder),
     )
 
 
@@ -127,7 +131,9 @@ def status_lines(status: RunStatus, *, now: datetime) -> list[str]:
     age = max(0.0, (now - status.changed_at).total_seconds())
     lines.append(f"  last sign of life: {status.changed_at:%Y-%m-%d %H:%M:%S} UTC, {duration(age)} ago")
     if status.outcome is not None:
-        lines.append("Next: `gliorn-server report` with this folder writes its report.html")
+        verb = "report" if status.trains else "statistics --show"
+        what = "writes its report.html" if status.trains else "shows its figures"
+        lines.append(f"Next: `gliorn-server {verb}` with this {'folder' if status.trains else 'run'} {what}")
     elif status.wish in ("pause", "stop") and not status.alive:
         lines.append(f"Next: `gliorn-server run --resume {status.run}` continues it")
     return lines
@@ -135,7 +141,7 @@ def status_lines(status: RunStatus, *, now: datetime) -> list[str]:
 
 def stand(status: RunStatus) -> str:
     """Where a run stands, in a few words."""
-    done = f"{status.rounds_done} of {count(status.num_rounds, 'round')}"
+    done = f"{status.rounds_done} of {count(status.num_rounds, 'round')}" if status.trains else "statistics alone"
     if status.outcome is not None:
         return f"ended {status.outcome} after {done}"
     texts: dict[str, str] = {
@@ -143,6 +149,7 @@ def stand(status: RunStatus) -> str:
         "round": f"round {status.round} of {status.num_rounds}, {status.rounds_done} done",
         "validation": "all rounds done, evaluation on the validation patients",
         "test": "all rounds done, evaluation on the test patients",
+        "statistics": "sites count their cohorts",
         "paused": f"paused after {done}",
         "finished": "finished, but its record.json is gone; restore it from a copy",
     }

@@ -6,7 +6,7 @@ from typing import Literal
 from server.disk import once_there_is_room
 from server.run_folder import RunFolder, write_json
 
-Phase = Literal["joining", "round", "validation", "test", "paused", "finished"]
+Phase = Literal["joining", "round", "validation", "test", "statistics", "paused", "finished"]
 
 
 class StatusBoard:

@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_common(hospitals, sites="A,B,C,D,E,F")
     _add_paper(commands)
+    _add_statistics(commands)
     add_compare(commands).set_defaults(run=_compare)
     add_folds(commands).set_defaults(run=_folds)
     return parser
@@ -144,6 +145,23 @@ def _add_paper(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     paper.add_argument("--json", action="store_true", help="print the table as JSON on standard output")
 
 
+def _add_statistics(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    statistics = commands.add_parser(
+        "statistics",
+        help="statistics of the cohorts before any training",
+        description="The sites show statistics of their cohorts: classes, ages, sexes, voxels, missing sequences, "
+        "intensities. Small counts are hidden at the sites, and nothing is trained. Research use only.",
+        argument_default=argparse.SUPPRESS,
+    )
+    statistics.set_defaults(run=_statistics)
+    statistics.add_argument("--study", type=Path, metavar="FILE", help="study.yaml; the demo's study if absent")
+    statistics.add_argument(
+        "--site", type=Path, action="append", metavar="FILE", help="site.yaml of a site; repeat it. Replaces phantoms"
+    )
+    statistics.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (runs/NAME-statistics-DATE)")
+    _add_common(statistics, sites="A,B,C,D,E")
+
+
 def _add_common(parser: argparse.ArgumentParser, *, sites: str) -> None:
     phantoms = parser.add_argument_group("phantom hospitals")
     phantoms.add_argument("--sites", metavar="LETTERS", help=f"hospitals out of A to F, or P ({sites})")
@@ -177,6 +195,12 @@ def _paper(arguments: argparse.Namespace, console: Console) -> int:
     from simulations.paper.command import paper_command
 
     return paper_command(arguments, console)
+
+
+def _statistics(arguments: argparse.Namespace, console: Console) -> int:
+    from simulations.statistics_command import statistics_command
+
+    return statistics_command(arguments, console)
 
 
 def _compare(arguments: argparse.Namespace, console: Console) -> int:

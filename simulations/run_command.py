@@ -54,7 +54,7 @@ def run_command(arguments: argparse.Namespace, console: Console) -> int:
     else:
         study, engine = _study(arguments), arguments.engine or "in-process"
         weights = require_weights(study, arguments.initial_weights)
-        out = _new_folder(arguments.out or Path("runs") / f"{study.name}-{datetime.now():%Y%m%d-%H%M%S}")
+        out = new_folder(arguments.out or Path("runs") / f"{study.name}-{datetime.now():%Y%m%d-%H%M%S}")
         sites = read_sites(arguments.site or _phantoms(arguments, study, console, workers))
         require_fitting(study, sites, engine=engine)
         require_faults_fit(faults, sites, engine=engine)
@@ -68,7 +68,7 @@ def run_command(arguments: argparse.Namespace, console: Console) -> int:
     return 2 if record["outcome"] == "INVALID" else 0
 
 
-def _new_folder(out: Path) -> Path:
+def new_folder(out: Path) -> Path:
     """Check that a run can be begun in a folder, long before it is."""
     out = out.resolve()
     if not re.fullmatch(RUN_NAME, out.name):

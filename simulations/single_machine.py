@@ -121,13 +121,16 @@ def open_run(
     sites: Mapping[str, tuple[Path, SiteConfig]],
     engine: EngineName,
     initial_weights: bytes | None = None,
+    trains: bool = True,
 ) -> RunFolder:
     """Make the folder of a new run, with where the sites' configurations lie for a later `--resume`.
+
+    With `trains` off the run needs no file of weights; it is yet to be made one of statistics.
 
     Raises:
         ConfigError: If the folder is in use, or the study begins from a file of weights and none is given.
     """
-    if initial_weights is None:
+    if trains and initial_weights is None:
         require_weights(parse_study(study_text, origin=str(out)), None)
     participants = Participants(tuple(sites), "claimed" if engine == "ray" else "registered", engine)
     folder = create_run_folder(out, study_text=study_text, participants=participants, initial_weights=initial_weights)

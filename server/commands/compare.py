@@ -16,6 +16,7 @@ from server.method_studies import METHODS, require_methods, studies_of_plan, wri
 from server.out_of_fold import fold_run, lines_of, out_of_fold
 from server.report.comparison_page import ArmRow, ComparisonContents, DifferenceRow, GainRow, render_comparison
 from server.run_folder import RunFolder, write_atomically
+from server.statistics_note import is_statistics_run
 
 Record = Mapping[str, Any]
 
@@ -103,6 +104,8 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _record(arguments: argparse.Namespace, name: str) -> Record:
     named = federation_folder(arguments).runs / name
     folder = RunFolder(named if named.is_dir() else Path(name))
+    if is_statistics_run(folder):
+        raise ConfigError(f"{name}: is a run of statistics and tested no model; name runs that trained one")
     try:
         record: Record = json.loads(folder.record.read_text(encoding="utf-8"))
     except (OSError, ValueError):

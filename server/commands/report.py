@@ -2,8 +2,10 @@
 
 import argparse
 
+from common.errors import ConfigError
 from server.commands.places import add_run_argument, run_folder
 from server.report import write_report
+from server.statistics_note import is_statistics_run
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -16,6 +18,12 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    print(write_report(run_folder(arguments)))
+    folder = run_folder(arguments)
+    if is_statistics_run(folder):
+        raise ConfigError(
+            f"{folder.path}: is a run of statistics, which has no report; "
+            f"`gliorn-server statistics --show {arguments.run}` shows what it has"
+        )
+    print(write_report(folder))
     print("Next: open it in a browser, or print it; it is one file and asks nothing of any network.")
     return 0

@@ -18,6 +18,7 @@ from server.locks import is_held
 from server.run_folder import RUN_NAME, Participants, RunFolder, create_run_folder, write_json
 from server.run_status import read_status, stand
 from server.serving import is_served
+from server.statistics_note import note_statistics
 
 ENGINE = "federation"
 LOOK_EVERY_S = 2.0
@@ -87,7 +88,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if not is_served(federation):
         print("No server is running: the run begins when `gliorn-server start` does.")
     print(f"Next: `gliorn-server status {folder.name}` shows how far it is; `--watch` stays there.")
-    return _wait(folder) if arguments.wait else DONE
+    return wait_for_end(folder) if arguments.wait else DONE
 
 
 def begin(
@@ -99,8 +100,9 @@ def begin(
     now: datetime,
     compare_with: Sequence[str] = (),
     initial_weights: Path | None = None,
+    statistics: bool = False,
 ) -> RunFolder:
-    """Make the folder of a new run, for the server to take up.
+    """Make the folder of a new run, for the server to take up; with `statistics` one that trains nothing.
 
     Raises:
         ConfigError: If the study, the name, the sites, the runs to compare with or the initial weights do not fit.
@@ -111,7 +113,7 @@ def begin(
         raise ConfigError(f"{study_path}: unreadable ({type(error).__name__}), expected a study.yaml") from None
     study = parse_study(text, origin=str(study_path))
     expected = require_sites(study, sorted(admitted(federation.read_register())), sites)
-    name = name or f"{study.name}-{now:%Y%m%d-%H%M%S}"
+    name = name or f"{study.name}-{'statistics-' if statistics else ''}{now:%Y%m%d-%H%M%S}"
     if not re.fullmatch(RUN_NAME, name):
         raise ConfigError(f"--name is {name!r}, expected letters, digits, '.', '_' and '-', at most 100")
     path = federation.runs / name
@@ -120,14 +122,17 @@ def begin(
             f"{path}: a run of that name is there; give another --name, or continue it with --resume {name}"
         )
     models = find_models(federation.runs, compare_with)
-    weights = require_weights(study, initial_weights)
+    weights = None if statistics else require_weights(study, initial_weights)
     folder = create_run_folder(
         path, study_text=text, participants=Participants(expected, "registered", ENGINE), initial_weights=weights
     )
     if models:
         note_models(folder, models)
+    if statistics:
+        note_statistics(folder)
     folder.write_wish("run")
-    print(f"Run {name}: study {study.name}, {study.rounds} rounds, sites {', '.join(expected)}")
+    what = "statistics of the cohorts" if statistics else f"{study.rounds} rounds"
+    print(f"Run {name}: study {study.name}, {what}, sites {', '.join(expected)}")
     print(f"Study digest {study.digest}")
     print("Each site must have consented to that digest: `gliorn-client accept`, or `studies` in its site.yaml.")
     return folder
@@ -188,7 +193,8 @@ def resume(federation: FederationFolder, name: str) -> RunFolder:
     return folder
 
 
-def _wait(folder: RunFolder) -> int:
+def wait_for_end(folder: RunFolder) -> int:
+    """Stay until a run has ended, and print a line per change; returns 0, or 2 if it has no result."""
     said = ""
     while True:
         status = read_status(folder)

@@ -7,7 +7,10 @@ from simulations.phantom.lesion import NECROSIS
 from simulations.phantom.patient import PatientRecord
 from simulations.phantom.spec import SEQUENCES, HospitalSpec, PhantomOptions
 
-TABLE_COLUMNS = ("patient_id", "label", *SEQUENCES, "lesion_x", "lesion_y", "lesion_z")
+TABLE_COLUMNS = (
+    *("patient_id", "label", *SEQUENCES, "lesion_x", "lesion_y", "lesion_z"),
+    *("age", "sex", "months_since_radiotherapy"),
+)
 PARTICIPANT_COLUMNS = {
     "participant_id": {"Description": "Identifier of a synthetic patient"},
     "diagnosis": {
@@ -45,6 +48,7 @@ disclosure:
   min_patients: 4
   min_cell: 1        # phantom patients are nobody: every count may be shown (a real site keeps 5 or more)
   max_bins: 256
+  statistics: true
 """
 
 
@@ -77,7 +81,9 @@ def _tsv(columns: Iterable[str], rows: Iterable[Sequence[object]]) -> str:
 
 def _row(record: PatientRecord) -> list[object]:
     images = [record.images.get(name, "") for name in SEQUENCES]
-    return [record.patient_id, _word(record.label), *images, *(f"{x:.1f}" for x in record.lesion)]
+    person = record.person
+    traits = (person.age, person.sex, person.months_since_radiotherapy)
+    return [record.patient_id, _word(record.label), *images, *(f"{x:.1f}" for x in record.lesion), *traits]
 
 
 def _participant(record: PatientRecord) -> list[object]:

@@ -19,7 +19,12 @@ def test_defaults_are_the_documented_ones() -> None:
     config = parse_site_config(GOOD, origin="site.yaml")
 
     assert (config.device, config.torch_threads, config.server) == ("auto", None, None)
-    assert config.disclosure.model_dump() == {"min_patients": 10, "min_cell": 5, "max_bins": 32}
+    assert config.disclosure.model_dump() == {
+        "min_patients": 10,
+        "min_cell": 5,
+        "max_bins": 32,
+        "statistics": False,
+    }
 
 
 def test_the_commented_example_can_be_read() -> None:

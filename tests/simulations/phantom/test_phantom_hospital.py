@@ -40,7 +40,9 @@ def test_table_names_every_image_and_a_point(written: WrittenHospital) -> None:
     rows = read(written.table)
 
     header = written.table.read_text().splitlines()[0]
-    assert header.split("\t") == ["patient_id", "label", "t1", "t2", "t1ce", "lesion_x", "lesion_y", "lesion_z"]
+    traits = ["age", "sex", "months_since_radiotherapy"]
+    points = ["lesion_x", "lesion_y", "lesion_z"]
+    assert header.split("\t") == ["patient_id", "label", "t1", "t2", "t1ce", *points, *traits]
     assert [row["patient_id"] for row in rows] == [f"sub-B{n:03d}" for n in range(1, 13)]
     assert sorted(row["label"] for row in rows) == ["necrosis"] + 11 * ["recurrence"]
     named = {row[name] for row in rows for name in ("t1", "t2", "t1ce")} - {""}
@@ -287,7 +289,7 @@ def test_federation_writes_the_hospitals_asked_for_and_counts_what_is_left(tmp_p
 
 @pytest.mark.parametrize("names", [["A", "Z"], ["A", "a"], []], ids=["unknown", "twice", "none"])
 def test_hospitals_that_do_not_exist_are_refused(tmp_path: Path, names: list[str]) -> None:
-    with pytest.raises(ConfigError, match="expected some of A, B, C, D, E, F, each once"):
+    with pytest.raises(ConfigError, match="expected some of A, B, C, D, E, F, P, each once"):
         write_hospitals(tmp_path, names, PhantomOptions())
 
 

@@ -1,0 +1,63 @@
+"""`gliorn-simulate statistics`: the sites on this machine show statistics of their cohorts, and nothing is trained."""
+
+import argparse
+import json
+from datetime import datetime
+from importlib.resources import files
+from pathlib import Path
+
+from rich.console import Console
+
+from common.errors import ConfigError
+from common.study import Study, parse_study
+from server.statistics_note import note_statistics, statistics_file, statistics_page
+from server.statistics_page import read_statistics, statistics_lines
+from simulations.display import progress_bar
+from simulations.phantom_sites import PHANTOM_OPTIONS, phantom_sites, positive
+from simulations.processors import default_workers
+from simulations.run_command import DEMO_SPACING_MM, new_folder, study_yaml, with_changes
+from simulations.single_machine import carry, open_run, prepare_sites, read_sites, require_fitting
+
+
+def statistics_command(arguments: argparse.Namespace, console: Console) -> int:
+    """Carry a run of statistics and show its end. Returns 0, or 2 where no site shows anything."""
+    workers = positive("--workers", arguments.workers) or default_workers()
+    study = _study(arguments)
+    name = f"{study.name}-statistics-{datetime.now():%Y%m%d-%H%M%S}"
+    out = new_folder(arguments.out or Path("runs") / name)
+    paths = arguments.site or phantom_sites(
+        arguments, console, seed=study.seed, spacing_mm=DEMO_SPACING_MM, workers=workers
+    )
+    sites = read_sites(paths)
+    require_fitting(study, sites, engine="in-process")
+    with progress_bar(console, "sites to prepare", len(sites)) as bar:
+
+        def on_exam(_: str, done: int, of: int) -> None:
+            if done == of:
+                bar.advance()
+
+        prepare_sites(study, sites, workers=workers, on_exam=on_exam)
+    folder = open_run(out, study_text=study_yaml(study), sites=sites, engine="in-process", trains=False)
+    note_statistics(folder)
+    record = carry(folder, sites, engine="in-process", workers=workers, faults=(), while_running=lambda: None)
+    for line in statistics_lines(read_statistics(folder)):
+        console.print(line)
+    console.print(f"{record['outcome']}. Page: {statistics_page(folder)}")
+    if arguments.json:
+        print(json.dumps(json.loads(statistics_file(folder).read_text(encoding="utf-8")), indent=1))  # noqa: T201
+    return 2 if record["outcome"] == "INVALID" else 0
+
+
+def _study(arguments: argparse.Namespace) -> Study:
+    given = [option for option in PHANTOM_OPTIONS if getattr(arguments, option) is not None]
+    if arguments.site and given:
+        raise ConfigError(f"--{given[0]} is for phantom hospitals and has no meaning beside --site; leave one out")
+    if arguments.study is None:
+        text, origin = (files("simulations") / "demo_study.yaml").read_text(encoding="utf-8"), "demo_study.yaml"
+    else:
+        origin = str(arguments.study)
+        try:
+            text = arguments.study.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--study {origin}: cannot be read ({error}); name a study.yaml in UTF-8") from None
+    return with_changes(parse_study(text, origin=origin), seed=arguments.seed, rounds=None, fedprox_mu=None)
