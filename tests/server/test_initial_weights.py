@@ -10,11 +10,13 @@ import torch
 
 from common.errors import ConfigError
 from common.study import Study, parse_study
+from server.cli import main as serve
 from server.initial_weights import require_weights
 from server.report import write_report
 from server.run_folder import Participants, RunFolder, create_run_folder
 from simulations.cli import main as simulate
 from tests.medicalnet_file import medicalnet_file
+from tests.served_federation import write_federation
 from tests.tiny_federation import carry_on, write_hospitals
 from tests.tiny_hospitals import study_text
 
@@ -89,6 +91,23 @@ def test_command_refuses_before_anything_is_made(
     assert code == 2
     assert "give it with --initial-weights FILE" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_server_s_command_keeps_a_copy_in_the_folder_of_the_run(
+    tmp_path: Path, payload: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    federation = write_federation(tmp_path / "federation", ["a", "b"])
+    study, file = tmp_path / "study.yaml", written(tmp_path, payload)
+    study.write_text(weights_study(payload), encoding="utf-8")
+    words = ["run", str(study), "--name", "first", "--federation", str(federation.path)]
+
+    refused = serve(words)
+    made = list(federation.runs.iterdir())
+    accepted = serve([*words, "--initial-weights", str(file)])
+
+    assert (refused, made, accepted) == (2, [], 0)
+    assert "give it with --initial-weights FILE" in capsys.readouterr().err
+    assert RunFolder(federation.runs / "first").initial_weights.read_bytes() == payload
 
 
 def test_run_does_not_begin_when_the_copy_in_its_folder_was_damaged(tmp_path: Path, payload: bytes) -> None:
