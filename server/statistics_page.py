@@ -11,11 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from common.errors import ConfigError
 from server.report.drawing import INK, LINE_COLORS, LINE_STYLES, NECROSIS, RECURRENCE, new_figure, style, svg_of
 from server.report.table import Cell, Row, Table
-from server.report.wording import SEQUENCE_WORDS, count
+from server.report.wording import SEQUENCE_WORDS, count, moment
 from server.run_folder import RunFolder
 from server.statistics_note import statistics_file
 
-HIDDEN_SIGN, NOBODY_SIGN = "<", "–"
+HIDDEN_SIGN, NOBODY_SIGN = "hidden", "–"
 CLASS_COLORS = {"recurrence": RECURRENCE, "necrosis": NECROSIS}
 
 
@@ -127,7 +127,9 @@ def render_statistics(shown: StatisticsShown) -> str:
         for table in shown.tables
         if shown.sites
     ]
-    return environment.get_template("statistics.html.j2").render(shown=shown, parts=parts)
+    return environment.get_template("statistics.html.j2").render(
+        shown=shown, ended=moment(shown.finished_at), parts=parts
+    )
 
 
 def pooled_table(table: TableShown) -> Table:
@@ -234,7 +236,7 @@ def _curves(table: TableShown, row: RowShown, *, key: str) -> Markup:
             color, dashes = LINE_COLORS[place % len(LINE_COLORS)], LINE_STYLES[place % len(LINE_STYLES)]
             axes.stairs(shares, edges, baseline=None, color=color, ls=dashes, lw=1.5, label=site)
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("z-score")
+        axes.set_xlabel("z-score" + (f"; not shown: {', '.join(withheld)}" if withheld else ""))
         axes.set_ylabel("% of voxels shown")
         axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
         if len(withheld) < len(row.per_site):
