@@ -18,11 +18,13 @@ from common.metrics.confusion import Confusion
 from common.metrics.paired import KeptScores, site_comparison, site_difference
 from common.study import parse_study
 from server.report.comparison_page import ComparisonContents, render_comparison
+from simulations.cli import main
 from simulations.compare.arms import num_batches, require_arms, studies_of_arm, with_equal_steps
 from simulations.compare.command import Plan, _pooled_sites, _runs, compare_command, sum_up
 from simulations.compare.figures import ArmSeed, arm_row, difference_row, gain_rows
 from simulations.compare.pooled_site import share_cache, write_pooled_site
 from simulations.compare.scores import SiteScores
+from simulations.run_command import study_yaml
 from simulations.side_by_side import carry_run
 from simulations.single_machine import read_sites
 from tests.tiny_federation import write_hospitals
@@ -148,7 +150,8 @@ def test_local_models_have_no_pooled_auc_and_the_page_says_why() -> None:
 
     assert row.auc is None
     assert "no common scale" in row.remark
-    assert difference_row("fedavg", "local", [(ArmSeed(GOOD, None), ArmSeed(POOR, None))], confidence=0.95).pooled is None
+    pair = (ArmSeed(GOOD, None), ArmSeed(POOR, None))
+    assert difference_row("fedavg", "local", [pair], confidence=0.95).pooled is None
 
 
 def test_gain_of_a_site_over_one_seed_is_delong_s() -> None:
@@ -240,6 +243,26 @@ def test_page_stands_by_itself_and_names_no_patient(
     assert "<script" not in page
     assert "What did my hospital gain?" in page
     assert "--0001" not in page  # identifiers of the pooled site
+
+
+def test_command_reads_what_is_finished_and_ends_with_page_and_figures(
+    compared: tuple[Plan, ComparisonContents, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, contents, measured = compared
+    words = ["compare", "--study", str(plan.out / "study.yaml"), "--arms", ",".join(plan.arms[:-1]), "--json"]
+    words += ["--methods", "fedavg", "--out", str(plan.out), "--workers", "1"]
+    words += [word for site in SITES for word in ("--site", str(plan.out.parent / site / "site.yaml"))]
+    (plan.out / "study.yaml").write_text(study_yaml(plan.base))
+
+    assert main(words) == 0
+
+    told = capsys.readouterr()
+    values = json.loads(told.out)
+    assert "9 runs, 0 of them left" in told.err
+    assert values == json.loads((plan.out / "comparison.json").read_text())
+    assert [arm["name"] for arm in values["arms"]] == [arm.name for arm in contents.arms]
+    assert values["measured"] == measured
+    assert "What did my hospital gain?" in (plan.out / "comparison.html").read_text()
 
 
 def test_budget_is_told_without_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
