@@ -1,20 +1,18 @@
 """Prepared exams on disk: never stale, never half-written, checked whenever they are read."""
 
 import hashlib
-import json
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from client.preprocessing.pipeline import CENTRE_SOURCES, PREPROCESSING_VERSION, PreparedExam
+from client.preprocessing.stages import Arrays, Stage
 from client.private_files import make_private_folder, write_atomically
 from common.errors import ConfigError
-from common.study import PreprocessingSpec
 
 log = logging.getLogger(__name__)
 
@@ -22,12 +20,14 @@ _DIGEST_BYTES = 32
 _SECRET_BYTES = 32
 _SUFFIX = ".exam"
 
+EntryState = Literal["absent", "damaged", "sound"]
+
 
 class ExamCache:
-    """A folder of prepared exams and the site's secret. Several processes may use it at once.
+    """A folder of the stages of prepared exams and the site's secret. Several processes may use it at once.
 
     An entry is the SHA-256 of its key and of what follows, then a safetensors file. Its name is its key, which tells
-    nothing of the patient.
+    nothing of the patient, and its stage.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,30 +39,31 @@ class ExamCache:
         self._folder = folder
         make_private_folder(folder / "exams")
 
-    def read(self, key: str) -> PreparedExam | None:
+    def read(self, stage: Stage, key: str) -> Arrays | None:
         """The entry of a key; None, with a warning, if it is damaged, and None if there is none."""
-        try:
-            stored = self._path(key).read_bytes()
-        except FileNotFoundError:
+        stored = self._stored(stage, key)
+        if stored is None:
             return None
-        exam = _decoded(stored, key)
-        if exam is None:
-            log.warning("a prepared exam in the cache is damaged and is made again")
-        return exam
+        arrays = _decoded(stored, key)
+        if arrays is None:
+            log.warning("a stage of a prepared exam in the cache is damaged and is made again")
+        return arrays
 
-    def write(self, key: str, exam: PreparedExam) -> None:
+    def write(self, stage: Stage, key: str, arrays: Arrays) -> None:
         """Store an entry. Others see all of it or nothing of it.
 
         Raises:
             ConfigError: The folder cannot be written, for example because the disk is full.
         """
-        tensors = {
-            "image": np.ascontiguousarray(exam.image, dtype=np.float32),
-            "centre": np.array(exam.centre, dtype=np.float64),
-            "centre_source": np.array([CENTRE_SOURCES.index(exam.centre_source)], dtype=np.int64),
-        }
-        data = save(tensors)
-        write_atomically(self._path(key), _digest(key, data) + data)
+        data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        write_atomically(self._path(stage, key), _digest(key, data) + data)
+
+    def state(self, stage: Stage, key: str) -> EntryState:
+        """Whether an entry is there and is what was written, read to its last byte."""
+        stored = self._stored(stage, key)
+        if stored is None:
+            return "absent"
+        return "damaged" if _decoded(stored, key) is None else "sound"
 
     def site_secret(self) -> bytes:
         """The site's 32 secret bytes, drawn by the operating system at the first call.
@@ -81,45 +82,26 @@ class ExamCache:
             )
         return secret
 
-    def _path(self, key: str) -> Path:
-        return self._folder / "exams" / f"{key}{_SUFFIX}"
+    def _stored(self, stage: Stage, key: str) -> bytes | None:
+        try:
+            return self._path(stage, key).read_bytes()
+        except FileNotFoundError:
+            return None
 
-
-def exam_key(
-    file_digests: Sequence[tuple[str, str]],
-    lesion_point: tuple[float, float, float] | None,
-    spec: PreprocessingSpec,
-    sequences: tuple[str, ...],
-) -> str:
-    """SHA-256 over everything that decides how a prepared exam looks, in hexadecimal.
-
-    Args:
-        file_digests: Role (sequence or lesion_mask) and SHA-256 of every input file.
-        lesion_point: The table's point.
-        spec: The study's settings.
-        sequences: Channels, in order.
-    """
-    parts: Mapping[str, object] = {
-        "version": PREPROCESSING_VERSION,
-        "files": sorted(file_digests),
-        "point": lesion_point,
-        "spec": spec.model_dump(mode="json"),
-        "sequences": sequences,
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    def _path(self, stage: Stage, key: str) -> Path:
+        return self._folder / "exams" / f"{key}.{stage}{_SUFFIX}"
 
 
 def _digest(key: str, data: bytes) -> bytes:
     return hashlib.sha256(key.encode() + data).digest()
 
 
-def _decoded(stored: bytes, key: str) -> PreparedExam | None:
+def _decoded(stored: bytes, key: str) -> Arrays | None:
     digest, data = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
     if _digest(key, data) != digest:
         return None
     try:
-        tensors = load(data)
+        arrays: Arrays = load(data)
     except SafetensorError:
         return None
-    x, y, z = tensors["centre"].tolist()
-    return PreparedExam(tensors["image"], (x, y, z), CENTRE_SOURCES[int(tensors["centre_source"][0])])
+    return arrays

@@ -9,11 +9,11 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from client.commands import accept, check, cohort, dicom, enroll, fix
+from client.commands import accept, check, cohort, dicom, enroll, fix, prepare
 from client.commands.join import add_options, join
 from common.errors import GliornError
 
-COMMANDS = (enroll, accept, dicom, cohort, check, fix)
+COMMANDS = (enroll, accept, dicom, cohort, check, fix, prepare)
 
 DESCRIPTION = """\
 A hospital's side of a federation. Images, the table and the site configuration stay on this machine. What leaves it:

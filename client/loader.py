@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from client.cohort import Cohort
 from client.preprocessing.pipeline import CentreSource, PreparedExam
+from client.preprocessing.stages import Stage
 from client.table import Split
 
 
@@ -57,6 +58,7 @@ class PreparedCohort:
         missing_counts: Exams that lack each sequence of the study and are filled with zeros.
         digests: HMAC of the list of cases of every split; see `Cohort.digest`.
         num_from_cache: Exams that were in the cache already.
+        stages_computed: How often each stage of preparing had to be computed.
     """
 
     cohort: Cohort
@@ -65,6 +67,7 @@ class PreparedCohort:
     missing_counts: Mapping[str, int]
     digests: Mapping[Split, str]
     num_from_cache: int
+    stages_computed: Mapping[Stage, int] = field(default_factory=dict)
 
     @property
     def site(self) -> str:

@@ -3,7 +3,8 @@
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ from pathlib import Path
 
 import torch
 
-from client.cache import ExamCache, exam_key
+from client.cache import ExamCache
 from client.cohort import Cohort, load_cohort, missing_counts
 from client.config import SiteConfig
 from client.digests import DigestMemo, file_state, has_settled, sha256_of
 from client.loader import PreparedCohort, assemble_split, count_centres
-from client.preprocessing.pipeline import ExamFiles, PreparedExam, prepare_exam
+from client.preprocessing.itk import require_extras
+from client.preprocessing.pipeline import ExamFiles, PreparedExam, assemble_exam, prepare_exam, read_centre
+from client.preprocessing.stages import Arrays, ExamKeys, Stage, Stages
 from client.private_files import write_atomically
 from client.table import SPLITS, Exam, shortened
 from common.errors import DataError, list_of_faults
@@ -42,7 +45,7 @@ class _Done:
 
     row: int
     prepared: PreparedExam | None
-    from_cache: bool
+    computed: Counter[Stage]
     digests: dict[Path, tuple[str, str]]
     fault: str = ""
 
@@ -69,12 +72,12 @@ def prepare(
 
     Raises:
         DataError: All exams that cannot be prepared, at once. The others are in the cache by then.
-        ConfigError: The cache folder cannot be written.
+        ConfigError: The cache folder cannot be written, or what the study's settings need is not installed.
     """
+    require_extras(study.preprocessing)
     cache = ExamCache(config.cache)
     secret = cache.site_secret()
-    memo_file = config.cache / "digests.json"
-    memo = DigestMemo(memo_file.read_bytes() if memo_file.exists() else b"", salt=secret)
+    memo = read_memo(config, secret)
     prepared: dict[int, PreparedExam] = {}
     work: list[_Work] = []
     for exam in cohort.exams:
@@ -87,16 +90,20 @@ def prepare(
     num_from_cache = len(prepared)
     faults: dict[int, str] = {}
     learnt: dict[Path, tuple[str, str]] = {}
-    for done in _results(work, workers):
-        learnt |= done.digests
-        num_from_cache += done.from_cache
-        if done.prepared is None:
-            faults[done.row] = done.fault
-        else:
-            prepared[done.row] = done.prepared
-        _report(on_exam, len(prepared) + len(faults), len(cohort.exams))
-    if memo.remember(learnt):
-        write_atomically(memo_file, memo.encoded())
+    computed: Counter[Stage] = Counter()
+    try:
+        for done in _results(work, workers):
+            learnt |= done.digests
+            computed += done.computed
+            if done.prepared is None:
+                faults[done.row] = done.fault
+            else:
+                prepared[done.row] = done.prepared
+                num_from_cache += not done.computed
+            _report(on_exam, len(prepared) + len(faults), len(cohort.exams))
+    finally:  # after Ctrl-C as well, so that the next start does not read what this one has read
+        if memo.remember(learnt):
+            write_atomically(_memo_file(config), memo.encoded())
     if faults:
         told = shortened([faults[row] for row in sorted(faults)])
         raise DataError(list_of_faults(str(config.data.path), told))
@@ -108,7 +115,23 @@ def prepare(
         missing_counts=missing_counts(cohort, study.sequences),
         digests={split: cohort.digest(split, secret) for split in SPLITS},
         num_from_cache=num_from_cache,
+        stages_computed=computed,
     )
+
+
+def read_memo(config: SiteConfig, secret: bytes) -> DigestMemo:
+    """The digests of a site's files that are known from earlier."""
+    file = _memo_file(config)
+    return DigestMemo(file.read_bytes() if file.exists() else b"", salt=secret)
+
+
+def _memo_file(config: SiteConfig) -> Path:
+    return config.cache / "digests.json"
+
+
+def exam_keys(exam: Exam, digests: Mapping[str, str], spec: PreprocessingSpec) -> ExamKeys:
+    """The keys of an exam's stages, by the digests of its files."""
+    return ExamKeys(digests, exam.lesion_point, spec)
 
 
 def _report(on_exam: OnExam | None, done: int, total: int) -> None:
@@ -118,16 +141,28 @@ def _report(on_exam: OnExam | None, done: int, total: int) -> None:
 
 def _from_cache(exam: Exam, study: Study, memo: DigestMemo, cache: ExamCache) -> PreparedExam | None:
     """The prepared exam, if the digests of all its files are known without reading them and the cache has it."""
-    digests: list[tuple[str, str]] = []
-    for role, path in _roles(exam):
+    digests: dict[str, str] = {}
+    for role, path in exam_roles(exam):
         try:
             digest = memo.digest(path)
         except OSError:
             return None
         if digest is None:
             return None
-        digests.append((role, digest))
-    return cache.read(exam_key(digests, exam.lesion_point, study.preprocessing, study.sequences))
+        digests[role] = digest
+    keys = exam_keys(exam, digests, study.preprocessing)
+    stored = cache.read("centre", keys.centre())
+    if stored is None:
+        return None
+    centre, source = read_centre(stored)
+    channels: dict[Sequence, Arrays] = {}
+    for sequence in study.sequences:
+        if sequence in exam.volumes:
+            channel = cache.read("channel", keys.channel(sequence, centre))
+            if channel is None:
+                return None
+            channels[sequence] = channel
+    return assemble_exam(channels, centre, source, study.sequences, study.preprocessing.size_voxels)
 
 
 def _results(work: list[_Work], workers: int) -> Iterator[_Done]:
@@ -159,33 +194,34 @@ def _prepare_one(work: _Work) -> _Done:
     exam, cache = work.exam, ExamCache(work.cache_folder)
     states: dict[Path, tuple[str, str]] = {}
     contents: dict[str, bytes] = {}
-    for role, path in _roles(exam):
+    for role, path in exam_roles(exam):
         try:
             state = file_state(path) if has_settled(path, now_ns=time.time_ns()) else ""
             contents[role] = path.read_bytes()
         except OSError as error:
             fault = f"{exam.name}: {role}: {path} cannot be read ({error.strerror or error}); look at the file"
-            return _Done(exam.row, None, False, states, fault)
+            return _Done(exam.row, None, Counter(), states, fault)
         states[path] = (state, sha256_of(contents[role]))
-    digests = [(role, states[path][1]) for role, path in _roles(exam)]
-    key = exam_key(digests, exam.lesion_point, work.spec, work.sequences)
-    known = cache.read(key)
-    if known is not None:
-        return _Done(exam.row, known, True, states)
+    digests = {role: states[path][1] for role, path in exam_roles(exam)}
+    stages = Stages(exam_keys(exam, digests, work.spec), cache)
     files = ExamFiles(
         name=exam.name,
         volumes={sequence: contents[sequence] for sequence in exam.volumes},
         lesion_point=exam.lesion_point,
         lesion_mask=contents.get("lesion_mask"),
+        brain_mask=contents.get("brain_mask"),
     )
     try:
-        prepared = prepare_exam(files, work.spec, work.sequences)
+        prepared = prepare_exam(files, work.spec, work.sequences, stages=stages)
     except DataError as error:
-        return _Done(exam.row, None, False, states, str(error))
-    cache.write(key, prepared)
-    return _Done(exam.row, prepared, False, states)
+        return _Done(exam.row, None, stages.computed, states, str(error))
+    return _Done(exam.row, prepared, stages.computed, states)
 
 
-def _roles(exam: Exam) -> list[tuple[str, Path]]:
-    roles: list[tuple[str, Path]] = [(str(sequence), path) for sequence, path in exam.volumes.items()]
-    return roles if exam.lesion_mask is None else [*roles, ("lesion_mask", exam.lesion_mask)]
+def exam_roles(exam: Exam) -> list[tuple[str, Path]]:
+    """The files of an exam, each with its role: a sequence, `lesion_mask` or `brain_mask`."""
+    masks = (("lesion_mask", exam.lesion_mask), ("brain_mask", exam.brain_mask))
+    return [
+        *((str(sequence), path) for sequence, path in exam.volumes.items()),
+        *((role, path) for role, path in masks if path is not None),
+    ]

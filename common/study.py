@@ -26,6 +26,12 @@ class PreprocessingSpec(Settings):
     missing_sequence: Literal["refuse", "zero_fill"] = Field(
         default="refuse", description="what to do with an exam that lacks a sequence: refuse or zero_fill"
     )
+    registration: Literal["none", "rigid"] = Field(
+        default="none", description="whether T1 and T2 are registered to T1ce: none or rigid; needs the extra prep"
+    )
+    bias_correction: Literal["none", "n4"] = Field(
+        default="none", description="whether the coil's shading is taken out first: none or n4; needs the extra prep"
+    )
 
     @model_validator(mode="after")
     def _ranges(self) -> "PreprocessingSpec":

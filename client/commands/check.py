@@ -1,4 +1,4 @@
-"""`gliorn-client check` and `prepare`: whether everything that will matter in a round is as it must be."""
+"""`gliorn-client check`: whether everything that will matter in a round is as it must be."""
 
 import argparse
 import json
@@ -35,7 +35,7 @@ _MARGIN = " " * 10
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Describe both commands."""
+    """Describe the command."""
     site = argparse.ArgumentParser(add_help=False)
     site.add_argument("--site", type=Path, required=True, metavar="FILE", help="this hospital's site.yaml")
     check = commands.add_parser(
@@ -56,13 +56,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="a model of the federation (.safetensors), to see whether the labels are the wrong way round",
     )
     check.set_defaults(command=_check)
-    prepare = commands.add_parser("prepare", parents=[site], help="prepare all exams now, not in round 1")
-    prepare.add_argument("--study", type=Path, required=True, metavar="FILE", help="the federation's study.yaml")
-    prepare.set_defaults(command=_prepare)
     check.add_argument(
         "--workers", type=int, metavar="N", help="exams worked on side by side (all cores to read them, 1 to prepare)"
     )
-    prepare.add_argument("--workers", type=int, default=1, metavar="N", help="exams worked on side by side (1)")
 
 
 class _Telling:
@@ -305,18 +301,6 @@ def exam_progress(what: str) -> "Iterator[OnExam]":
             progress.update(task, completed=done, total=total)
 
         yield on_exam
-
-
-def _prepare(arguments: argparse.Namespace) -> int:
-    from client.prepare import prepare_site
-
-    _require_workers(arguments.workers)
-    study = _read_study(arguments.study)
-    prepared = prepare_site(read_site_config(arguments.site), study, workers=arguments.workers, on_exam=_show_progress)
-    total = sum(split.num_exams for split in prepared.splits.values())
-    print(f"{total} exams prepared, {prepared.num_from_cache} of them were in the cache already")
-    print(f"Next: gliorn-client check --site {arguments.site} --study {arguments.study}")
-    return 0
 
 
 def _require_workers(workers: int) -> None:

@@ -57,7 +57,7 @@ def resample(volume: Volume, grid: Grid, *, outside: float) -> FloatArray:
     Returns:
         Shape `grid.shape`.
     """
-    sigmas = _smoothing_sigmas(volume, grid)
+    sigmas = smoothing_sigmas(volume, grid)
     margin = np.ceil(4 * sigmas).astype(int) + _MARGIN_VOXELS
     corners = volume.to_indices(grid.corners)
     low = np.clip(np.floor(corners.min(axis=0)).astype(int) - margin, 0, np.array(volume.shape))
@@ -77,7 +77,7 @@ def resample(volume: Volume, grid: Grid, *, outside: float) -> FloatArray:
     return values
 
 
-def _smoothing_sigmas(volume: Volume, grid: Grid) -> Point:
+def smoothing_sigmas(volume: Volume, grid: Grid) -> Point:
     """Standard deviation in voxels of the smoothing along each axis of the volume; shape (3,)."""
     own = volume.spacing_mm
     directions = volume.affine[:3, :3] / own

@@ -66,10 +66,44 @@ def find_head(volume: Volume, *, name: str) -> Head:
     mask = _filled(large[pieces], coarse)
     if mask.sum() * cm3 < _MIN_HEAD_CM3:
         raise DataError(f"{name}: no head stands out from the background; look at the volume or drop the exam")
+    return Head(coarse, mask, *brightness(coarse, mask, name=name))
+
+
+def inside_brain(head: Head, brain: Volume, *, name: str) -> Head:
+    """The same volume with the brain of a mask in place of the head: its box and its brightness.
+
+    Args:
+        head: The head, in the same world as the brain.
+        brain: Any grid; what is not 0 is the brain.
+        name: How the volume is named in a message.
+
+    Raises:
+        DataError: Less than 100 cm³ of the volume lie in the brain.
+    """
+    indices = np.indices(head.coarse.shape).reshape(3, -1).T
+    nearest = np.rint(brain.to_indices(head.coarse.to_world(indices))).astype(int)
+    covered = ((nearest >= 0) & (nearest < np.array(brain.shape))).all(axis=1)
+    mask = np.zeros(len(indices), dtype=bool)
+    mask[covered] = brain.values[tuple(nearest[covered].T)] != 0
+    mask = mask.reshape(head.coarse.shape)
+    if mask.sum() * float(head.coarse.spacing_mm.prod()) / 1000 < _MIN_HEAD_CM3:
+        raise DataError(
+            f"{name}: less than {_MIN_HEAD_CM3:g} cm³ of it lie in brain_mask; the mask belongs to the T1ce of the "
+            "exam, in its world mm: make it again, or leave the field empty"
+        )
+    return Head(head.coarse, mask, *brightness(head.coarse, mask, name=name))
+
+
+def brightness(coarse: Volume, mask: BoolArray, *, name: str) -> tuple[float, float]:
+    """Mean and standard deviation inside a mask.
+
+    Raises:
+        DataError: Everything there is equally bright.
+    """
     inside = coarse.values[mask].astype(np.float64)
     if inside.std() <= 0:
         raise DataError(f"{name}: the head has one brightness throughout; look at the volume or drop the exam")
-    return Head(coarse, mask, float(inside.mean()), float(inside.std()))
+    return float(inside.mean()), float(inside.std())
 
 
 def block_means(volume: Volume, size_mm: float) -> Volume:

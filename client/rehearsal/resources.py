@@ -110,11 +110,13 @@ def _exam_bytes(study: Study) -> int:
 
 def _num_stored(cache: Path, study: Study) -> int:
     """Exams in the cache that are as large as this study's: a guess that only the preparation makes sure."""
-    size = _exam_bytes(study)
+    num_sequences = len(study.sequences)
+    size = _exam_bytes(study) // num_sequences
     folder = cache / "exams"
     if not folder.is_dir():
         return 0
-    return sum(size <= entry.stat().st_size < size + 4096 for entry in folder.glob("*.exam"))
+    channels = folder.glob("*.channel.exam")
+    return sum(size <= entry.stat().st_size < size + 4096 for entry in channels) // num_sequences
 
 
 def _kept_bytes(study: Study, size: ModelSize) -> dict[str, int]:

@@ -18,7 +18,7 @@ from client.config import SiteConfig
 from client.digests import SETTLED_NS, DigestMemo, file_state, has_settled, sha256_of
 from client.loader import PreparedCohort
 from client.prepare import prepare_site
-from client.preprocessing.pipeline import PreparedExam
+from client.preprocessing.stages import Arrays
 from client.private_files import write_atomically
 from client.table import SPLITS
 from common.errors import ConfigError, DataError
@@ -37,13 +37,13 @@ class Hospital(Protocol):
 MakeHospital = Callable[[int], Hospital]
 
 
-def an_exam() -> PreparedExam:
-    image = np.random.default_rng(0).normal(size=(3, 4, 4, 4)).astype(np.float32)
-    return PreparedExam(image, (1.0, -2.5, 3.0), "point")
+def a_channel() -> Arrays:
+    values = np.random.default_rng(0).normal(size=(6, 6, 6)).astype(np.float32)
+    return {"values": values, "brightness": np.array([1.0, 2.5])}
 
 
-def entries(hospital: Hospital) -> list[Path]:
-    return sorted((hospital.folder / "cache" / "exams").iterdir())
+def entries(hospital: Hospital, stage: str = "*") -> list[Path]:
+    return sorted((hospital.folder / "cache" / "exams").glob(f"*.{stage}.exam"))
 
 
 def all_images(prepared: PreparedCohort) -> torch.Tensor:
@@ -53,29 +53,30 @@ def all_images(prepared: PreparedCohort) -> torch.Tensor:
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     cache = ExamCache(tmp_path / "cache")
 
-    cache.write(KEY, an_exam())
+    cache.write("channel", KEY, a_channel())
 
-    read = cache.read(KEY)
+    read = cache.read("channel", KEY)
     assert read is not None
-    np.testing.assert_array_equal(read.image, an_exam().image)
-    assert (read.centre, read.centre_source) == ((1.0, -2.5, 3.0), "point")
+    for name, array in a_channel().items():
+        np.testing.assert_array_equal(read[name], array)
+        assert read[name].dtype == array.dtype
 
 
 def test_an_unknown_key_is_none(tmp_path: Path) -> None:
-    assert ExamCache(tmp_path).read(KEY) is None
+    assert ExamCache(tmp_path).read("centre", KEY) is None
 
 
 @pytest.mark.parametrize("position", [0, 40, 200, -1])
 def test_a_flipped_byte_anywhere_is_noticed(tmp_path: Path, position: int, caplog: pytest.LogCaptureFixture) -> None:
     cache = ExamCache(tmp_path)
-    cache.write(KEY, an_exam())
-    file = tmp_path / "exams" / f"{KEY}.exam"
+    cache.write("channel", KEY, a_channel())
+    file = tmp_path / "exams" / f"{KEY}.channel.exam"
     data = bytearray(file.read_bytes())
     data[position] ^= 1
     file.write_bytes(data)
 
     with caplog.at_level(logging.WARNING):
-        assert cache.read(KEY) is None
+        assert cache.read("channel", KEY) is None
 
     assert "damaged" in caplog.text
 
@@ -83,18 +84,18 @@ def test_a_flipped_byte_anywhere_is_noticed(tmp_path: Path, position: int, caplo
 @pytest.mark.parametrize("length", [0, 10, 32, 100, 900])
 def test_an_entry_that_was_cut_short_is_noticed(tmp_path: Path, length: int) -> None:
     cache = ExamCache(tmp_path)
-    cache.write(KEY, an_exam())
-    os.truncate(tmp_path / "exams" / f"{KEY}.exam", length)
+    cache.write("channel", KEY, a_channel())
+    os.truncate(tmp_path / "exams" / f"{KEY}.channel.exam", length)
 
-    assert cache.read(KEY) is None
+    assert cache.read("channel", KEY) is None
 
 
 def test_an_entry_under_another_key_is_noticed(tmp_path: Path) -> None:
     cache = ExamCache(tmp_path)
-    cache.write(KEY, an_exam())
-    (tmp_path / "exams" / f"{KEY}.exam").rename(tmp_path / "exams" / f"{'1' * 64}.exam")
+    cache.write("channel", KEY, a_channel())
+    (tmp_path / "exams" / f"{KEY}.channel.exam").rename(tmp_path / "exams" / f"{'1' * 64}.channel.exam")
 
-    assert cache.read("1" * 64) is None
+    assert cache.read("channel", "1" * 64) is None
 
 
 def test_the_site_secret_is_drawn_once_and_is_its_owners_alone(tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ def test_another_setting_is_prepared_anew(make_hospital: MakeHospital, study: St
     assert prepare_site(config, study).num_from_cache == 3
 
 
-def test_a_moved_point_and_other_sequences_are_prepared_anew(make_hospital: MakeHospital, study: Study) -> None:
+def test_a_moved_point_is_prepared_anew_and_other_sequences_are_not(make_hospital: MakeHospital, study: Study) -> None:
     hospital = make_hospital(3)
     prepare_site(hospital.config(), study)
 
@@ -188,13 +189,13 @@ def test_a_moved_point_and_other_sequences_are_prepared_anew(make_hospital: Make
 
     assert prepare_site(hospital.config(), study).num_from_cache == 2
     fewer = study.model_copy(update={"sequences": ("t1ce", "t1")})
-    assert prepare_site(hospital.config(), fewer).num_from_cache == 0
+    assert prepare_site(hospital.config(), fewer).num_from_cache == 3
 
 
 def test_a_damaged_entry_is_made_again(make_hospital: MakeHospital, study: Study) -> None:
     hospital = make_hospital(3)
     before = prepare_site(hospital.config(), study)
-    os.truncate(entries(hospital)[1], 5000)
+    os.truncate(entries(hospital, "channel")[1], 5000)
 
     after = prepare_site(hospital.config(), study)
 
@@ -247,7 +248,7 @@ def test_all_unfit_exams_are_told_at_once_and_the_fit_ones_are_kept(make_hospita
     assert "2 faults" in text
     assert "row 2 (patient 000): t1: the compressed data are damaged" in text
     assert "row 4 (patient 002): t1: the compressed data are damaged" in text
-    assert len(entries(hospital)) == 2
+    assert len(entries(hospital, "channel")) == 2 * 3
 
 
 def test_several_processes_give_the_same_as_one(make_hospital: MakeHospital, study: Study) -> None:
@@ -275,7 +276,7 @@ def test_two_processes_may_fill_one_cache_at_once(make_hospital: MakeHospital, s
         process.join()
 
     assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert len(entries(hospital)) == 4
+    assert len(entries(hospital, "channel")) == 4 * 3
     assert prepare_site(hospital.config(), study).num_from_cache == 4
 
 

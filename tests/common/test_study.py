@@ -169,6 +169,8 @@ OTHER_VALUES: dict[str, object] = {
     "preprocessing.size_voxels": [16, 16, 20],
     "preprocessing.crop": "head",
     "preprocessing.missing_sequence": "zero_fill",
+    "preprocessing.registration": "rigid",
+    "preprocessing.bias_correction": "n4",
     "model.norm": "batch",
     "model.num_groups": 2,
     "model.width": 0.25,
