@@ -1,9 +1,11 @@
 """The study: everything all sites of a federation agree on before the first round."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
+from pydantic.fields import FieldInfo
 
 from common.documents import Settings, parse_settings
 from common.model_channels import RESNETS, VGGS, Architecture, norm_channels
@@ -391,8 +393,36 @@ class Study(Settings):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the settings in one fixed form: equal for studies that mean the same, in hexadecimal."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """SHA-256 over the settings in one fixed form: equal for studies that mean the same, in hexadecimal.
+
+        A setting of `ADDED_SETTINGS` is part of it only where it is not at its default, so that a study keeps its
+        digest, and with it the consent of the sites, when a new version brings new settings.
+        """
+        left_out: dict[str, set[str] | bool] = {}
+        for section, names in ADDED_SETTINGS.items():
+            spec, fields = getattr(self, section), _fields_of(section)
+            unchanged = {name for name in names if getattr(spec, name) == fields[name].get_default()}
+            left_out[section] = unchanged == fields.keys() or unchanged
+        return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()
+
+
+ADDED_SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "preprocessing": ("registration", "bias_correction"),
+    "model": ("dilated", "initial_weights"),
+    "training": ("fedprox_adaptive", "control_variates", "sampling"),
+    "aggregation": tuple(AggregationSpec.model_fields),
+    "personalization": tuple(PersonalizationSpec.model_fields),
+    "participation": ("held_out",),
+    "split": ("num_folds", "fold", "repeat"),
+}
+"""Settings that came after version 0.2, by section. Their defaults are what 0.2 did, and must never change."""
+
+
+def _fields_of(section: str) -> dict[str, FieldInfo]:
+    spec = Study.model_fields[section].annotation
+    assert isinstance(spec, type), f"{section} is a section of the study"
+    assert issubclass(spec, BaseModel), f"{section} is a section of the study"
+    return spec.model_fields
 
 
 def parse_study(text: str, *, origin: str) -> Study:

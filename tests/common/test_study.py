@@ -1,12 +1,13 @@
 """The study: every fault is named with its line and a way out, and equal settings have equal digests."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 
 import pytest
 import yaml
 
 from common.errors import ConfigError
-from common.study import Study, parse_study
+from common.study import ADDED_SETTINGS, Study, parse_study
 from tests.tiny_hospitals import STUDY, study_text
 
 
@@ -242,6 +243,15 @@ def test_digest_changes_with_every_setting(setting: str) -> None:
     after = study(yaml.safe_dump(values))
 
     assert after.digest != before.digest
+
+
+def test_digest_is_that_of_version_0_2_for_what_that_version_could_say() -> None:
+    text = study_text(training={"learning_rate": 1 / 3, "max_grad_norm": 1e-7}, evaluation={"prevalence": 1e-5})
+    added = {section: set(names) for section, names in ADDED_SETTINGS.items()}
+    of_0_2 = study(text).model_dump_json(exclude={**added, "aggregation": True, "personalization": True})
+
+    assert study(text).digest == hashlib.sha256(of_0_2.encode()).hexdigest()
+    assert '"max_grad_norm":1e-7' in of_0_2, "the form of numbers is that of pydantic"
 
 
 def test_digest_survives_the_way_to_a_site_and_back() -> None:
