@@ -30,6 +30,9 @@ from server.pooling import WITHHELD_REASONS
 
 log = logging.getLogger(__name__)
 
+LEAST_SITES_OF_POOLS = 3
+"""Sites below which no pool is sent out: of two, each would see the other's histograms."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -42,6 +45,7 @@ class Comparison:
         sums: By the pools' tables, over exactly these sites; None where no pooled figure is formed.
         missing: For each other site, the reason.
         reason: Why no figure is formed; empty where they are.
+        unpooled: Why no pooled difference is formed; empty where it is.
     """
 
     first: ModelOfRun
@@ -50,6 +54,7 @@ class Comparison:
     sums: DifferenceSums | None
     missing: Mapping[str, str]
     reason: str
+    unpooled: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,8 @@ class ComparedSites:
 def compare_at_sites(sites: ComparedSites, task: CompareTask, *, missing: Mapping[str, str]) -> Comparison:
     """Carry out the two exchanges.
 
-    A site that answers the first and not the second is left out of all figures, and the others are asked again with
-    pools that lack it: sums and tables have to be of the same patients.
+    Where a site answers the first and not the second, figures within sites are formed and pooled ones are not: sums and
+    tables have to be of the same patients.
 
     Args:
         sites: Who is asked.
@@ -111,29 +116,41 @@ def compare_at_sites(sites: ComparedSites, task: CompareTask, *, missing: Mappin
     per_site = {site: reply.site for site, reply in sorted(replies.items()) if reply.site is not None}
     gone |= _of_other_bins(per_site)
     per_site = {site: counts for site, counts in per_site.items() if site not in gone}
-    sums: dict[str, DifferenceSums] = {}
-    while len(per_site) >= least and per_site.keys() != sums.keys():
-        pools = _pools(per_site)
-        if any(min(sum(row) for row in pool) == 0 for pool in pools):
-            break  # no AUC over all patients, and so no tables
-        second, problems = sites.ask(replace(task, pools=pools), per_site)
-        gone |= problems
-        sums = {site: reply.sums for site, reply in second.items() if reply.sums is not None}
-        gone |= {
-            site: "the sums are of other patients than the histograms"
-            for site, its_sums in sums.items()
-            if its_sums.num_patients != per_site[site].num_patients
-        }
-        sums = {site: its_sums for site, its_sums in sums.items() if site not in gone}
-        gone |= {site: WITHHELD_REASONS[reply.withheld] for site, reply in second.items() if reply.withheld}
-        per_site = {site: counts for site, counts in per_site.items() if site in sums}
+    sums, unpooled = _second_exchange(sites, task, per_site)
     for site, reason in sorted(gone.items()):
         log.warning("comparison of %s with %s, %s: %s", task.first.run, task.second.run, site, reason)
     reason = ""
     if len(per_site) < least:
         reason = f"the counts of {len(per_site)} of the {least} sites that the study asks for"
     total = reduce(add, (sums[site] for site in sorted(sums))) if sums and not reason else None
-    return Comparison(task.first, task.second, per_site, total, dict(sorted(gone.items())), reason)
+    return Comparison(task.first, task.second, per_site, total, dict(sorted(gone.items())), reason, unpooled)
+
+
+def _second_exchange(
+    sites: ComparedSites, task: CompareTask, per_site: Mapping[str, SiteComparison]
+) -> tuple[dict[str, DifferenceSums], str]:
+    """The sums by the pools' tables, of all sites or none, and why there are none.
+
+    Pools go out once. A second pair of pools, without a site that gave no answer, would show every other site the
+    histograms of that one as their difference; so would pools of two sites, less one's own.
+    """
+    least = max(task.study.evaluation.min_pooled_sites, LEAST_SITES_OF_POOLS)
+    if len(per_site) < least:
+        return {}, f"the counts of {len(per_site)} of the {least} sites that pooled tables need"
+    pools = _pools(per_site)
+    if any(min(sum(row) for row in pool) == 0 for pool in pools):
+        return {}, "a class has no patients, and the AUC compares patients of two classes"
+    second, problems = sites.ask(replace(task, pools=pools), per_site)
+    problems |= {site: WITHHELD_REASONS[reply.withheld] for site, reply in second.items() if reply.withheld}
+    sums = {site: reply.sums for site, reply in second.items() if reply.sums is not None}
+    problems |= {
+        site: "the sums are of other patients than the histograms"
+        for site, its_sums in sums.items()
+        if its_sums.num_patients != per_site[site].num_patients
+    }
+    if problems:
+        return {}, "; ".join(f"{site}: {reason}" for site, reason in sorted(problems.items()))
+    return sums, ""
 
 
 def _read(records: RecordDict, task: CompareTask, manifest: SiteManifest) -> CompareReply:
@@ -169,7 +186,7 @@ def comparison_values(comparison: Comparison, *, confidence: float) -> dict[str,
         "first": asdict(comparison.first),
         "second": asdict(comparison.second),
         "missing": dict(comparison.missing),
-        "not_pooled": comparison.reason or None,
+        "not_pooled": comparison.reason or comparison.unpooled or None,
         "pooled": None,
         "within_site": None,
         "per_site": {},

@@ -103,7 +103,9 @@ def test_site_that_was_not_tested_before_is_left_out_and_named(
     assert run.record["outcome"] == "COMPLETE"
     assert found["missing"] == {"c": "failed: data"}
     assert list(found["per_site"]) == ["a", "b"]
-    assert found["pooled"]["num_recurrence"] == 6
+    assert found["pooled"] is None
+    assert found["not_pooled"] == "the counts of 2 of the 3 sites that pooled tables need"
+    assert found["within_site"]["difference"] is not None
 
 
 def test_too_few_sites_have_no_figures(federation: tuple[Path, dict[str, Path], Run, Run]) -> None:
