@@ -81,6 +81,8 @@ def _plan(arguments: argparse.Namespace) -> int:
         text = arguments.plan.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{arguments.plan}: unreadable ({type(error).__name__}), expected a study.yaml") from None
+    if arguments.folds is not None and not 2 <= arguments.folds <= 20:
+        raise ConfigError(f"--folds {arguments.folds}: expected a whole number from 2 to 20")
     if arguments.repeats < 1 or (arguments.repeats > 1 and arguments.folds is None):
         raise ConfigError(f"--repeats {arguments.repeats}: expected 1 or more, and --folds beside it")
     base = parse_study(text, origin=str(arguments.plan))
