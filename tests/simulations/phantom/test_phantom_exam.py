@@ -13,7 +13,7 @@ from simulations.phantom.patient import present_sequences
 from simulations.phantom.scanners import SCANNERS, Scanner
 from simulations.phantom.spec import HOSPITALS, PhantomOptions, draw_labels, random_stream
 
-AXES = {"A": "RAS", "B": "LPS", "C": "PSR", "D": "LAS", "E": "RAS", "F": "LPS"}
+AXES = {"A": "RAS", "B": "LPS", "C": "PSR", "D": "LAS", "E": "RAS", "F": "LPS", "P": "RAS"}
 SPACINGS = {
     "A": (1, 1, 1),
     "B": (0.5, 0.5, 6),
@@ -21,8 +21,9 @@ SPACINGS = {
     "D": (0.86, 0.86, 5),
     "E": (0.43, 0.43, 5.5),
     "F": (1, 1, 5),
+    "P": (1, 1, 1),
 }
-OBLIQUE = {"A": 2, "B": 12, "C": 5, "D": 15, "E": 8, "F": 10}
+OBLIQUE = {"A": 2, "B": 12, "C": 5, "D": 15, "E": 8, "F": 10, "P": 2}
 
 
 def angle_deg(rotation: Array) -> float:
