@@ -39,12 +39,12 @@ class RoundOutcome:
     Attributes:
         training: Steps and loss of the global model.
         continued: Whether its optimiser went on from the round before.
-        control_update: Change of the site's control variate; None without SCAFFOLD.
+        control: The site's control variate after the round; None without SCAFFOLD.
     """
 
     training: TrainingOutcome
     continued: bool
-    control_update: dict[str, Array] | None
+    control: dict[str, Array] | None
 
 
 @dataclass(frozen=True)
@@ -86,16 +86,16 @@ class LocalRound:
             if own_control is None
             else correction_of(model, server=task.control or {}, own=own_control),
         )
-        control_update = None
+        control = None
         if own_control is not None:
-            control_update = self._change_control(own_control, before=shared, model=model, num_steps=outcome.num_steps)
+            control = self._next_control(own_control, before=shared, model=model, num_steps=outcome.num_steps)
         if stay:
             state = get_state(model)
             self.memory.keep("own", {name: state[name] for name in stay}, round=task.round)
         if personal is not None:
             self._train_personal(personal, shared)
         self.memory.forget(round=task.round, best_round=task.best_round)
-        return RoundOutcome(outcome, continued, control_update)
+        return RoundOutcome(outcome, continued, control)
 
     def _train(
         self,
@@ -154,7 +154,7 @@ class LocalRound:
         kept = self.memory.latest("control", round=self.task.round - 1)
         return no_control(_arrays(shared)) if kept is None else kept
 
-    def _change_control(
+    def _next_control(
         self, own: Mapping[str, Array], *, before: Mapping[str, Tensor], model: nn.Module, num_steps: int
     ) -> dict[str, Array]:
         after = trainable_parameters(model)
@@ -167,7 +167,7 @@ class LocalRound:
             learning_rate=self._learning_rate,
         )
         self.memory.keep("control", new, round=self.task.round)
-        return {name: new[name] - own[name] for name in new}
+        return new
 
 
 def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, Array]:

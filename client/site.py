@@ -116,7 +116,7 @@ class Site:
             optimizer="continued" if outcome.continued else "fresh",
             seconds=(evaluated - started, trained - evaluated),
             evaluation=evaluation,
-            control_update=outcome.control_update,
+            control=outcome.control,
         )
 
     def evaluate(self, task: EvaluateTask) -> EvaluateReply:

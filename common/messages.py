@@ -224,8 +224,8 @@ def reply_records(reply: Reply) -> RecordDict:
             records = RecordDict({_KEY_REPLY: ConfigRecord(config)})
             if reply.state:
                 records[_KEY_STATE] = _array_record(reply.state)
-            if reply.control_update is not None:
-                records[_KEY_CONTROL] = _array_record(reply.control_update)
+            if reply.control is not None:
+                records[_KEY_CONTROL] = _array_record(reply.control)
             return _with_statistics(records, reply.evaluation)
         case EvaluateReply():
             config = _evaluation_config(reply.evaluation) | {
@@ -312,7 +312,7 @@ def read_train_reply(records: RecordDict, *, study: Study) -> TrainReply | Failu
         optimizer=values.choice("optimizer", ("fresh", "continued")),
         seconds=(seconds[0], seconds[1]),
         evaluation=_read_evaluation(records, values, study=study, has_threshold=False),
-        control_update=_read_arrays(records, key=_KEY_CONTROL) if study.training.control_variates else None,
+        control=_read_arrays(records, key=_KEY_CONTROL) if study.training.control_variates else None,
     )
 
 

@@ -163,7 +163,7 @@ class TrainReply:
         train_loss: Mean loss over those steps, the FedProx penalty left out.
         optimizer: "fresh" or "continued".
         seconds: Time for evaluation and for training.
-        control_update: Change of the site's control variate; None without SCAFFOLD.
+        control: SCAFFOLD's control variate of the site after the round; None without SCAFFOLD.
     """
 
     study_digest: str
@@ -175,7 +175,7 @@ class TrainReply:
     optimizer: str
     seconds: tuple[float, float]
     evaluation: Evaluation = field(kw_only=True)
-    control_update: ModelState | None = field(default=None, kw_only=True)
+    control: ModelState | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)

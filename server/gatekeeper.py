@@ -40,32 +40,32 @@ def screen_train_reply(
     return update_norm(reply.state, global_state)
 
 
-def screen_control_update(update: ModelState | None, control: ModelState | None) -> float | None:
-    """Check the change of a site's control variate as a state is checked.
+def screen_control(control: ModelState | None, server_control: ModelState | None) -> float | None:
+    """Check a site's control variate as a state is checked.
 
     Args:
-        update: What the site sent.
-        control: The server's variate, which the site was sent; None without SCAFFOLD.
+        control: What the site sent.
+        server_control: The server's variate, which the site was sent; None without SCAFFOLD.
 
     Returns:
-        The norm of the change; None without SCAFFOLD.
+        Its norm; None without SCAFFOLD.
 
     Raises:
         ProtocolError: Says what was found and what was expected.
     """
-    if control is None:
+    if server_control is None:
         return None
-    if update is None:
-        raise ProtocolError("the reply holds no control update, the study trains with control_variates")
+    if control is None:
+        raise ProtocolError("the reply holds no control variate, the study trains with control_variates")
     try:
-        require_same_parameters(update, control)
+        require_same_parameters(control, server_control)
     except ProtocolError as error:
-        raise ProtocolError(f"control update: {error}") from None
-    if (name := non_finite_entry(update)) is not None:
-        raise ProtocolError(f"control update: {name} holds NaN or infinite numbers, expected finite ones")
+        raise ProtocolError(f"control variate: {error}") from None
+    if (name := non_finite_entry(control)) is not None:
+        raise ProtocolError(f"control variate: {name} holds NaN or infinite numbers, expected finite ones")
     square = 0.0
-    for name in sorted(update):
-        values = update[name].reshape(-1)
+    for name in sorted(control):
+        values = control[name].reshape(-1)
         for block in blocks(values.size):
             part = values[block].astype(np.float64)
             square += float(np.vdot(part, part))
@@ -92,7 +92,7 @@ def _require_registered_evaluation(reply: TrainReply, manifest: SiteManifest) ->
 
 
 def outlying_updates(norms: Mapping[str, float], *, max_ratio: float, what: str = "update") -> dict[str, str]:
-    """Sites whose update, or control update, is far larger than the others', with the reason.
+    """Sites whose update, or control variate, is far larger than the others', with the reason.
 
     Each norm is compared with the median of the other sites' norms. With fewer than three sites there is no telling
     who is the outlier, and none is named.

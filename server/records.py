@@ -19,8 +19,8 @@ class SiteRound:
         weight: Its weight in the new state, not normalised; 0 where multi-Krum did not choose it. None where there is
             no state to be made.
         seconds: What it spent on evaluation and on training.
-        received_bytes: Size of its model state, and of its control update.
-        control_norm: Norm of its control update; None without SCAFFOLD.
+        received_bytes: Size of its model state, and of its control variate.
+        control_norm: Norm of its control variate; None without SCAFFOLD.
     """
 
     status: SiteStatus

@@ -13,15 +13,18 @@ from common.messages import MESSAGE_TYPES, read_train_reply, task_records
 from common.model_state import ModelState, encode_state
 from common.study import Study
 from common.tasks import Evaluation, Failure, SiteManifest, TrainTask
-from server.aggregation import Memory, aggregation_weight, balanced_class_weights, next_control, next_state
+from server.aggregation import Memory, aggregation_weight, balanced_class_weights, mean_control, next_state
 from server.disk import once_there_is_room
 from server.exchange import collect
-from server.gatekeeper import outlying_updates, screen_control_update, screen_train_reply
+from server.gatekeeper import outlying_updates, screen_control, screen_train_reply
 from server.records import SiteRound
 from server.run_folder import RunFolder
 from server.stored_state import StoredState
 
 log = logging.getLogger(__name__)
+
+_CONTROL_OF = "control-"
+"""Begin of the parts of the memory that hold the control variate of one site, as its last accepted reply gave it."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,10 @@ def _aggregate(
         reception.sites[name] = replace(reception.sites[name], weight=weight)
     memory = dict(made.memory)
     if task.control is not None:
-        updates = reception.control_updates(accepted)
-        memory["control"] = next_control(task.control, updates, num_sites=aggregation.num_sites)
+        kept = {part: values for part, values in aggregation.memory.items() if part.startswith(_CONTROL_OF)}
+        kept = dict(sorted((kept | reception.controls(accepted)).items()))
+        memory["control"] = mean_control(list(kept.values()), like=task.control, num_sites=aggregation.num_sites)
+        memory |= kept
     return made.state, memory
 
 
@@ -165,15 +170,15 @@ class _Reception:
                 manifest=self._manifests[site],
                 global_state=task.state if self._sends_state else {},
             )
-            control_norm = screen_control_update(reply.control_update, task.control)
+            control_norm = screen_control(reply.control, task.control)
         except ProtocolError as error:
             self.sites[site] = SiteRound("refused", str(error))
             return
         received_bytes = 0
         if self._sends_state:
             received_bytes += self._store(self._path(site), reply.state)
-        if reply.control_update is not None:
-            received_bytes += self._store(self._control_path(site), reply.control_update)
+        if reply.control is not None:
+            received_bytes += self._store(self._control_path(site), reply.control)
         self.evaluations[site] = reply.evaluation
         self.sites[site] = SiteRound(
             "accepted",
@@ -198,7 +203,7 @@ class _Reception:
     def refuse_outliers(self, max_ratio: float) -> None:
         norms = {name: site.update_norm for name, site in self.sites.items() if site.update_norm is not None}
         controls = {name: site.control_norm for name, site in self.sites.items() if site.control_norm is not None}
-        outliers = outlying_updates(controls, max_ratio=max_ratio, what="control update")
+        outliers = outlying_updates(controls, max_ratio=max_ratio, what="control variate")
         outliers |= outlying_updates(norms, max_ratio=max_ratio)
         for name, reason in outliers.items():
             self.sites[name] = replace(self.sites[name], status="refused", reason=reason)
@@ -212,9 +217,12 @@ class _Reception:
             states.append((StoredState(self._path(name), origin=f"the reply of {name}"), site.weight))
         return states
 
-    def control_updates(self, accepted: Mapping[str, SiteRound]) -> list[ModelState]:
-        """The accepted changes of control variates, on disk, in the order of the sites' names."""
-        return [StoredState(self._control_path(name), origin=f"the reply of {name}") for name in sorted(accepted)]
+    def controls(self, accepted: Mapping[str, SiteRound]) -> dict[str, ModelState]:
+        """The accepted sites' control variates, on disk, by the part of the server's memory that they become."""
+        return {
+            f"{_CONTROL_OF}{name}": StoredState(self._control_path(name), origin=f"the reply of {name}")
+            for name in accepted
+        }
 
     def clear(self) -> None:
         for path in self._folder.replies.iterdir():

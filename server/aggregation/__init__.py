@@ -1,6 +1,6 @@
 """How the sites' states become the next global state: one function for each method, and one that chooses among them."""
 
-from server.aggregation.control import next_control
+from server.aggregation.control import mean_control
 from server.aggregation.mean import aggregation_weight, balanced_class_weights, weighted_mean
 from server.aggregation.methods import Memory, NextState, initial_memory, next_state
 from server.aggregation.robust import coordinate_median, krum_choice, trimmed_mean
@@ -14,7 +14,7 @@ __all__ = [
     "coordinate_median",
     "initial_memory",
     "krum_choice",
-    "next_control",
+    "mean_control",
     "next_state",
     "server_step",
     "trimmed_mean",

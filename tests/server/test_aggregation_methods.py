@@ -22,7 +22,7 @@ from server.aggregation import (
     coordinate_median,
     initial_memory,
     krum_choice,
-    next_control,
+    mean_control,
     next_state,
     robust,
     server_optimizer,
@@ -302,15 +302,15 @@ def test_counter_of_batches_is_no_distance() -> None:
 # --- SCAFFOLD ---------------------------------------------------------------------------------------------------------
 
 
-def test_control_moves_by_the_sum_of_the_changes_over_all_expected_sites() -> None:
-    after = next_control(numbers(1.0, 2.0), [numbers(4.0, 0.0), numbers(2.0, -3.0)], num_sites=3)
+def test_control_is_the_sum_of_the_sites_own_over_all_expected_sites_whatever_it_was() -> None:
+    after = mean_control([numbers(4.0, 0.0), numbers(2.0, -3.0)], like=numbers(1.0, 2.0), num_sites=3)
 
-    np.testing.assert_array_equal(after["w"], np.array([3, 1], dtype=np.float32))
+    np.testing.assert_array_equal(after["w"], np.array([2, -1], dtype=np.float32))
     assert after["w"].dtype == np.float32
 
 
-def test_control_stays_where_nobody_answers() -> None:
-    assert state_digest(next_control(numbers(1.5), [], num_sites=4)) == state_digest(numbers(1.5))
+def test_control_is_zero_before_any_site_has_given_its_own() -> None:
+    assert state_digest(mean_control([], like=numbers(1.5), num_sites=4)) == state_digest(numbers(0.0))
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

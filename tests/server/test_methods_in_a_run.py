@@ -13,6 +13,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 
 from client.app import app as client_app
+from client.config import read_site_config
+from client.site_memory import SiteMemory
 from common.errors import ConfigError
 from common.model_state import decode_state, state_digest
 from common.models import local_names
@@ -113,6 +115,10 @@ RESUMED: dict[str, tuple[dict[str, Any], Moment]] = {
         {"training": SCAFFOLD},
         Moment("after", "memory-control-00002.safetensors"),
     ),
+    "SCAFFOLD, between the sites' variates of round 2": (
+        {"training": SCAFFOLD},
+        Moment("before", "memory-control-b-00002.safetensors"),
+    ),
     "FedAvgM, in the middle of round 3": (
         {"aggregation": {"method": "fedavgm"}},
         Moment("call", "client.training:augment", 14),
@@ -207,13 +213,13 @@ def without_control(message: Message, answer: Answer) -> Message:
 @pytest.mark.parametrize(
     ("act", "reason"),
     [
-        pytest.param(with_control(with_nan), "control update: conv1.weight holds NaN or infinite numbers", id="NaN"),
-        pytest.param(with_control(with_one_array_less), "control update: the model state lacks 'fc.bias'", id="name"),
-        pytest.param(with_control(a_million_times_as_large), "its control update has norm", id="norm"),
+        pytest.param(with_control(with_nan), "control variate: conv1.weight holds NaN or infinite numbers", id="NaN"),
+        pytest.param(with_control(with_one_array_less), "control variate: the model state lacks 'fc.bias'", id="name"),
+        pytest.param(with_control(a_million_times_as_large), "its control variate has norm", id="norm"),
         pytest.param(without_control, "the message holds no control variate", id="none"),
     ],
 )
-def test_broken_control_update_is_refused_with_its_reply(
+def test_broken_control_variate_is_refused_with_its_reply(
     act: Act, reason: str, sites: dict[str, Path], tmp_path: Path
 ) -> None:
     study = study_text(rounds=1, training=SCAFFOLD, participation={"min_sites": 2})
@@ -227,16 +233,16 @@ def test_broken_control_update_is_refused_with_its_reply(
     assert all(np.isfinite(array).all() for array in decode_state(control.read_bytes(), origin="c").values())
 
 
-def test_control_of_the_server_is_the_mean_of_the_sites_changes_over_all_that_are_expected(
+def test_control_of_the_server_is_the_mean_of_the_sites_over_all_that_are_expected(
     sites: dict[str, Path], tmp_path: Path
 ) -> None:
-    updates: list[dict[str, Any]] = []
+    controls: list[dict[str, Any]] = []
 
     class Recorder(ClientApp):
         def __call__(self, message: Message, context: Context) -> Message:
             reply = client_app(message, context)
             if message.metadata.message_type == "train":
-                updates.append({n: a.numpy() for n, a in reply.content.array_records["control"].items()})
+                controls.append({n: a.numpy() for n, a in reply.content.array_records["control"].items()})
             return reply
 
     study = study_text(rounds=1, training=SCAFFOLD)
@@ -246,7 +252,63 @@ def test_control_of_the_server_is_the_mean_of_the_sites_changes_over_all_that_ar
     control = decode_state(run.folder.memory(1, "control").read_bytes(), origin="c")
     assert set(control) == trained_names(run.folder.read_study())
     for name, array in control.items():
-        np.testing.assert_allclose(array, sum(update[name] for update in updates) / 3, rtol=1e-5, atol=1e-8)
+        np.testing.assert_allclose(array, sum(own[name] for own in controls) / 3, rtol=1e-5, atol=1e-8)
+
+
+def lose(message: Message, answer: Answer) -> Message:
+    answer()
+    raise ValueError("the site has trained, and its reply does not arrive")
+
+
+def controls_of_sites(sites: Mapping[str, Path], folder: RunFolder, *, round: int) -> dict[str, dict[str, Any]]:
+    """What each site itself keeps as its control variate after a round."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, config in sites.items():
+        memory = SiteMemory(read_site_config(config).cache, run=folder.name, study_digest=folder.read_study().digest)
+        values = memory.read("control", round=round)
+        assert values is not None
+        found[name] = values
+    return found
+
+
+def stored(folder: RunFolder, part: str, *, round: int) -> dict[str, Any]:
+    return decode_state(folder.memory(round, part).read_bytes(), origin=part)
+
+
+def require_mean(control: Mapping[str, Any], own: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, array in control.items():
+        mean = sum(values[name].astype(np.float64) for _, values in sorted(own.items())) / len(own)
+        np.testing.assert_array_equal(array, mean.astype(array.dtype))
+
+
+@pytest.mark.parametrize("lost_round", [1, 2])
+def test_control_is_the_mean_of_the_sites_again_when_a_lost_reply_is_followed_by_another(
+    lost_round: int, sites: dict[str, Path], tmp_path: Path
+) -> None:
+    study = study_text(rounds=lost_round + 1, training=SCAFFOLD, participation={"min_sites": 2})
+
+    run = run_federation(tmp_path / "run", study, sites, app=FaultyClientApp("b", lose, only_round=lost_round))
+
+    status = [record["sites"]["b"]["status"] for record in run.rounds]
+    assert status == ["accepted"] * (lost_round - 1) + ["failed", "accepted"]
+    own = controls_of_sites(sites, run.folder, round=lost_round + 1)
+    require_mean(stored(run.folder, "control", round=lost_round + 1), own)
+    assert len({state_digest(values) for values in own.values()}) == 3
+
+
+def test_while_a_reply_is_lost_the_server_goes_by_the_last_control_that_came(
+    sites: dict[str, Path], tmp_path: Path
+) -> None:
+    study = study_text(rounds=2, name="lost-at-the-end", training=SCAFFOLD, participation={"min_sites": 2})
+
+    run = run_federation(tmp_path / "run", study, sites, app=FaultyClientApp("b", lose, only_round=2))
+
+    first, last = (controls_of_sites(sites, run.folder, round=round) for round in (1, 2))
+    known = last | {"b": first["b"]}
+    for site, values in known.items():
+        assert state_digest(stored(run.folder, f"control-{site}", round=2)) == state_digest(values)
+    require_mean(stored(run.folder, "control", round=2), known)
+    assert state_digest(first["b"]) != state_digest(last["b"])
 
 
 # --- layers that stay with the sites ----------------------------------------------------------------------------------
