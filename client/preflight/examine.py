@@ -140,10 +140,11 @@ def examine_image(image: ImageFile, *, mask: bool = False) -> list[tuple[str, st
     """
     found: list[tuple[str, str]] = []
     try:
-        found += check_header(image)
-        found += check_place(image)
-        found += _check_kind(image)
-        found += _check_mask(image) if mask else check_values(image)
+        with np.errstate(all="ignore"):  # numbers of a damaged header
+            found += check_header(image)
+            found += check_place(image)
+            found += _check_kind(image)
+            found += _check_mask(image) if mask else check_values(image)
     except UnreadableError as fault:
         found.append((fault.check, fault.detail))
     return found
@@ -176,9 +177,7 @@ def check_place(image: ImageFile) -> Found:
     if skew > np.sin(np.deg2rad(MAX_SHEAR_DEG)):
         yield "affine-sheared", f"axes are {np.rad2deg(np.arcsin(min(skew, 1.0))):.1f} degrees off a right angle"
     if has_sform and has_qform:
-        apart = _corners_apart(image)
-        if apart > MAX_DISAGREEMENT_MM:
-            yield "transforms-disagree", f"sform and qform are up to {apart:.1f} mm apart"
+        yield from _check_transforms(image)
     if "".join(nibabel.aff2axcodes(affine)) != "RAS":
         yield "not-ras", f"axes run {''.join(nibabel.aff2axcodes(affine))}"
     shape = image.shape[:3]
@@ -190,10 +189,23 @@ def check_place(image: ImageFile) -> Found:
             yield "few-slices", f"has {min(shape)} slices"
 
 
-def _corners_apart(image: ImageFile) -> float:
+def _check_transforms(image: ImageFile) -> Found:
+    apart = _corners_apart(image)
+    if apart is None:
+        yield "transforms-disagree", "the qform's quaternion is no rotation"
+    elif not apart <= MAX_DISAGREEMENT_MM:  # NaN disagrees, too
+        yield "transforms-disagree", f"sform and qform are up to {apart:.1f} mm apart"
+
+
+def _corners_apart(image: ImageFile) -> float | None:
+    """How far apart sform and qform place a corner, mm; None where the qform is none."""
+    try:
+        qform = image.header.get_qform()
+    except ValueError:
+        return None
     corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)], dtype=np.float64)
     corners[:, :3] *= np.array((*image.shape, 1, 1)[:3]) - 1
-    difference = image.header.get_sform() - image.header.get_qform()
+    difference = image.header.get_sform() - qform
     return float(np.linalg.norm((corners @ difference.T)[:, :3], axis=1).max())
 
 

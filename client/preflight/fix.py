@@ -1,5 +1,7 @@
 """The safe remedies, written to a new folder: fresh headers, plain axes, files named after identifiers."""
 
+import csv
+import io
 import json
 import os
 import re
@@ -87,7 +89,7 @@ def fix_site(preflight: Preflight, config: SiteConfig, site_file: Path, out: Pat
     make_private_folder(out)
     names = _file_names(kept, renamed)
     files = []
-    lines = ["\t".join(_COLUMNS)]
+    cells = []
     for row in kept:
         written = {}
         for role in row.files:
@@ -95,9 +97,9 @@ def fix_site(preflight: Preflight, config: SiteConfig, site_file: Path, out: Pat
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             files.append(_rewrite(row, facts[row.number][role], target, out))
             written[role] = target.relative_to(out).as_posix()
-        lines.append("\t".join(_cells(row, written, renamed)))
+        cells.append(_cells(row, written, renamed))
     columns = [name for name in _COLUMNS if name != "split" or any(row.split is not None for row in kept)]
-    write_atomically(out / TABLE, _table(lines, columns).encode())
+    write_atomically(out / TABLE, _table(cells, columns).encode())
     write_atomically(out / SITE, _site_yaml(config, site_file).encode())
     fixed = Fixed(out / SITE, tuple(files), renamed, left)
     record = {**asdict(fixed), "site_config": SITE}
@@ -205,9 +207,9 @@ def fixed_bytes(image: ImageFile) -> tuple[bytes, tuple[str, ...]]:
     return content, tuple(done)
 
 
-def _cells(row: Row, written: Mapping[str, str], renamed: Mapping[str, str]) -> list[str]:
+def _cells(row: Row, written: Mapping[str, str], renamed: Mapping[str, str]) -> dict[str, str]:
     x, y, z = ("", "", "") if row.point is None else (f"{mm:g}" for mm in row.point)
-    values = {
+    return {
         "patient_id": renamed.get(row.patient_id, row.patient_id),
         "exam_id": row.exam_id,
         "label": row.label,
@@ -217,18 +219,21 @@ def _cells(row: Row, written: Mapping[str, str], renamed: Mapping[str, str]) -> 
         "lesion_z": z,
         **written,
     }
-    return [values.get(column, "") for column in _COLUMNS]
 
 
-def _table(lines: Sequence[str], columns: Sequence[str]) -> str:
-    picks = [_COLUMNS.index(name) for name in columns]
-    return "".join("\t".join(line.split("\t")[pick] for pick in picks) + "\n" for line in lines)
+def _table(cells: Sequence[Mapping[str, str]], columns: Sequence[str]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, delimiter="\t", lineterminator="\n", extrasaction="ignore", restval="")
+    writer.writeheader()
+    writer.writerows(cells)
+    return text.getvalue()
 
 
 def _site_yaml(config: SiteConfig, site_file: Path) -> str:
     """The site's own settings with the new table; other paths absolute, so that the new file works where it lies."""
     values: dict[str, Any] = yaml.safe_load(site_file.read_text(encoding="utf-8-sig"))
     values["data"] = {"table": TABLE}
+    values.pop("eligibility", None)  # what it keeps out is not in the new table, and neither are its columns
     values["cache"] = str(config.cache)
     for name in ("ca_certificate", "private_key"):
         path = None if config.server is None else getattr(config.server, name)

@@ -86,13 +86,13 @@ def listing_of(config: SiteConfig, study: Study | None) -> tuple[Listing, Source
         return Listing((), folder, hits=(Hit("source-unreadable", "", reading.unreadable),)), reading
     if data.table is None:
         hits = tuple(Hit("source-refused", "", fault.text) for fault in reading.faults)
-        return Listing(rows_of_exams(reading.exams, config.label_map), folder, hits=hits), reading
+        return Listing(rows_of_exams(reading.exams, config.label_map, folder), folder, hits=hits), reading
     excluded = {(exclusion.patient_id, exclusion.exam_id) for exclusion in reading.excluded}
     header, lines = table_rows(data.table, sheet=data.sheet)
     return listing_of_table(data.table, header, lines, excluded=excluded), reading
 
 
-def rows_of_exams(exams: Sequence[Exam], label_map: Mapping[str, int]) -> tuple[Row, ...]:
+def rows_of_exams(exams: Sequence[Exam], label_map: Mapping[str, int], folder: Path) -> tuple[Row, ...]:
     """Exams that were read already, from whatever source, as rows."""
     words = {label: word for word, label in reversed(tuple(label_map.items()))}
     rows = []
@@ -108,12 +108,16 @@ def rows_of_exams(exams: Sequence[Exam], label_map: Mapping[str, int]) -> tuple[
                 exam_id=exam.exam_id,
                 label=words[exam.label],
                 split=exam.split,
-                written={role: str(path) for role, path in files.items()},
+                written={role: _relative(path, folder) for role, path in files.items()},
                 files=files,
                 point=exam.lesion_point,
             )
         )
     return tuple(rows)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
 def listing_of_table(

@@ -99,9 +99,20 @@ def check_paths(listing: Listing) -> Iterator[Hit]:
     """Names of persons and dates of birth in paths and identifiers.
 
     Suspect is a caret, a date of birth, a common given name, and a word that begins with a capital and stands in the
-    paths of one patient alone, where three patients or more are listed.
+    paths of one patient alone, where three patients or more are listed. Folders that the paths of all patients go
+    through are no patient's.
     """
-    texts = [(row, (row.patient_id, row.exam_id, *row.written.values())) for row in listing.rows]
+    parts_of = {
+        row.number: [part for path in row.written.values() for part in Path(path).parts] for row in listing.rows
+    }
+    patients: defaultdict[str, set[str]] = defaultdict(set)
+    for row in listing.rows:
+        patients[row.patient_id].update(parts_of[row.number])
+    shared = set.intersection(*patients.values()) if len(patients) > 1 else set()
+    texts = [
+        (row, (row.patient_id, row.exam_id, *(part for part in parts_of[row.number] if part not in shared)))
+        for row in listing.rows
+    ]
     owners: defaultdict[str, set[str]] = defaultdict(set)
     for row, parts in texts:
         for word in _words(parts):

@@ -13,7 +13,10 @@ def fitness_findings(preflight: Preflight, study: Study | None) -> tuple[Finding
     num_files = sum(bool(facts.sha256) for exam in preflight.examined for facts in exam.files.values())
     num_exams, num_found = len(preflight.listing.rows), len(preflight.findings)
     found = f"{num_exams} exams, {num_files} files read to their end; "
-    found += "nothing was found" if not num_found else f"{num_found} checks found something"
+    if num_found:
+        found += f"{num_found} check{'' if num_found == 1 else 's'} found something"
+    else:
+        found += "nothing was found"
     told = [
         Finding("data", each.check, _LEVELS[each.severity], each.sentence, each.remedy, name)
         for each in preflight.findings

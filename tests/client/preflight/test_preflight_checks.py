@@ -6,6 +6,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import yaml
 
 from client.config import read_site_config
 from client.preflight.examine import FileFacts, check_values
@@ -173,6 +174,7 @@ PATHS = {
     "a given name": (("julia/T1.nii", "p2/T1.nii"), 1),
     "a date of birth": (("x_19640812/T1.nii", "p2/T1.nii"), 1),
     "a caret": (("A^B/T1.nii", "p2/T1.nii"), 1),
+    "a name above all": (("/home/julia/p1/T1.nii", "/home/julia/p2/T1.nii", "/home/julia/p3/T1.nii"), 0),
     "a word of all": (("Export/1/T1.nii", "Export/2/T1.nii", "Export/3/T1.nii"), 0),
 }
 
@@ -249,6 +251,22 @@ def test_the_preflight_of_a_tiny_hospital_over_two_processes_is_that_over_one(tm
     assert one == two
     assert seen == [(done, 9) for done in range(1, 10)]
     assert not one.blocked
+
+
+def test_exams_that_are_not_eligible_are_not_checked(tmp_path: Path) -> None:
+    site = write_tiny_hospital(tmp_path, "a", splits=(("train", 3, 3),))
+    table = site.parent / "table.tsv"
+    header, first, *rows = table.read_text().splitlines()
+    (site.parent / first.split("\t")[3]).write_bytes(b"")
+    changed = [f"{header}\tirradiated", f"{first}\tno".replace("recurrence", ""), *(f"{row}\tyes" for row in rows)]
+    table.write_text("\n".join(changed) + "\n")
+    rule = {"column": "irradiated", "exclude": ["no"], "reason": "never irradiated"}
+    site.write_text(yaml.safe_dump({**yaml.safe_load(site.read_text()), "eligibility": [rule]}))
+
+    preflight = run_preflight(read_site_config(site), None)
+
+    assert not preflight.blocked
+    assert len(preflight.listing.rows) == 5
 
 
 def test_a_table_that_cannot_be_read_is_a_finding(tmp_path: Path) -> None:

@@ -121,6 +121,9 @@ def test_every_voxel_stays_where_it_is_in_the_world() -> None:
 def test_the_new_site_keeps_its_settings_and_its_cache(hospital_b: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "hospital", tmp_path / "fixed"
     shutil.copytree(hospital_b, folder)
+    table = folder / "table.tsv"
+    header, *rows = table.read_text().splitlines()
+    table.write_text("\n".join([f"{header}\tnote", *(f"{row}\tfine" for row in rows)]) + "\n")
 
     fix(folder, out)
 

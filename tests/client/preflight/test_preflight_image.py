@@ -18,7 +18,6 @@ from client.preflight.listing import Row
 from client.preflight.registry import CHECKS
 from client.preprocessing.head import block_means
 from client.preprocessing.volume import read_volume
-from common.errors import DataError
 
 LIMIT_S = 10.0
 
@@ -163,16 +162,12 @@ def mutated(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def require_found_or_sound(data: bytes) -> None:
-    """What preprocessing refuses has to be found; nothing else may be raised; and neither may it take long."""
+    """A file without a finding can be prepared; and neither answer takes long."""
     started = time.monotonic()
     found = blocks(data)
     assert time.monotonic() - started < LIMIT_S
-    fault = ""
-    try:
+    if not found:
         read_volume(data, name="x")
-    except (DataError, OverflowError) as error:  # numpy's, where a header says that voxels begin beyond 64 bits
-        fault = str(error)
-    assert found or not fault, f"passed, though preparing it ends with: {fault}"
 
 
 def fuzz_files(seeds: range) -> None:
