@@ -10,6 +10,8 @@ sites; so does one of the pooled arms:
   all patients in one place. It is the harder one to match.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ from simulations.side_by_side import PlannedRun
 
 FIXED_ARMS = ("local", "pooled", "pooled_long", "leave_one_out")
 MAX_BATCH = 256
+NUM_DIGITS = 10
+"""Of the digest in the name of a run."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +93,11 @@ def runs_of_arms(
     """
     assert base.training.local_steps is not None, "arms are compared by steps"
     runs: list[ArmRun] = []
+    comparison = digest_of_comparison(out, tuple(sites))
     for seed in seeds:
         for arm in arms:
             for site, study in studies_of_arm(_with_top(base, {"seed": seed}), arm, tuple(sites)).items():
-                name = "-".join(filter(None, (arm.replace("_", "-"), f"seed-{seed}", site)))
+                name = "-".join(filter(None, (arm.replace("_", "-"), f"seed-{seed}", site, comparison)))
                 where = tuple(sites.values())
                 if arm == "local":
                     where = (sites[site],)
@@ -102,8 +107,22 @@ def runs_of_arms(
     return runs
 
 
+def digest_of_comparison(out: Path, sites: Sequence[str]) -> str:
+    """What tells the runs of a comparison from those of another, where both leave scores in the cache of one site.
+
+    Args:
+        out: The comparison's folder.
+        sites: Names, in any order.
+    """
+    return hashlib.sha256(json.dumps([str(out.resolve()), sorted(sites)]).encode()).hexdigest()[:NUM_DIGITS]
+
+
 def studies_of_arm(base: Study, arm: str, sites: Sequence[str]) -> dict[str, Study]:
-    """The study of each run of an arm, by the site it is for; "" for a run of all."""
+    """The study of each run of an arm, by the site it is for; "" for a run of all.
+
+    Where fewer sites validate than the base asks for in a pooled figure, all that do are enough: a run without pooled
+    figures would choose neither round nor threshold.
+    """
     steps = base.training.local_steps
     assert steps is not None, "arms are compared by steps"
     plain = study_of_method(base, "fedavg")
@@ -128,9 +147,14 @@ def studies_of_arm(base: Study, arm: str, sites: Sequence[str]) -> dict[str, Stu
             least = min(base.participation.min_sites, len(sites) - 1)
             if least < 1:
                 raise ConfigError("arm leave_one_out: needs two sites or more; name more sites, or leave this arm out")
-            return {site: _with(plain, {"participation": {"held_out": [site], "min_sites": least}}) for site in sites}
+            pooled = {"min_pooled_sites": min(base.evaluation.min_pooled_sites, len(sites) - 1)}
+            return {
+                site: _with(plain, {"participation": {"held_out": [site], "min_sites": least}, "evaluation": pooled})
+                for site in sites
+            }
         case _:
-            return {"": study_of_method(base, arm)}
+            pooled = {"min_pooled_sites": min(base.evaluation.min_pooled_sites, len(sites))}
+            return {"": _with(study_of_method(base, arm), {"evaluation": pooled})}
 
 
 def num_batches(base: Study, arm: str, num_sites: int) -> int:

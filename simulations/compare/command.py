@@ -37,6 +37,7 @@ from simulations.single_machine import prepare_sites, read_sites
 DEFAULT_OUT = Path("runs") / "compare"
 OWN_MODELS = ("ditto", "fine_tune")
 POOLED_ARMS = ("pooled", "pooled_long")
+NORMS_OF_SITES = ("fedbn", "silobn")
 
 Sites = dict[str, tuple[Path, SiteConfig]]
 Record = Mapping[str, Any]
@@ -313,7 +314,30 @@ def _remarks(plan: Plan, num_sites: int) -> list[str]:
         "standard deviation is between seeds.",
         "The pooled arms and the models on other hospitals' patients exist on one machine alone: in a real federation "
         "nobody has them.",
+        *_remarks_on_methods(plan),
     ]
+
+
+def _remarks_on_methods(plan: Plan) -> list[str]:
+    """Where an arm differs from the others in more than its method, or does more work."""
+    remarks, personalization = [], plan.base.personalization
+    if "ditto" in plan.arms:
+        remarks.append(
+            "ditto trains twice as many batches as the other federated arms: each hospital's own model beside the "
+            "global one."
+        )
+    if "fine_tune" in plan.arms:
+        remarks.append(
+            f"fine_tune trains more than the other arms: {personalization.fine_tune_epochs} epochs of the last block "
+            "at each hospital after the rounds, which the budget does not count."
+        )
+    own_norms = [arm for arm in NORMS_OF_SITES if arm in plan.arms]
+    if own_norms and plan.base.model.norm == "group":
+        remarks.append(
+            f"{' and '.join(own_norms)}: batch norm in place of the base study's group norm, so the difference from "
+            "the other arms is that of the normalisation as well; the method batch_norm tells the two apart."
+        )
+    return remarks
 
 
 def _measured(arms: Sequence[ArmRow], differences: Sequence[DifferenceRow], gains: Sequence[GainRow]) -> dict[str, Any]:
@@ -378,3 +402,5 @@ def _show(contents: ComparisonContents, measured: Mapping[str, Any], console: Co
             console.print(f"{question}: " + ", ".join(f"{name} {auc:.3f}" for name, auc in value.items()))
         elif value is not None:
             console.print(f"{question}: {value:+.3f}")
+    for remark in contents.remarks:
+        console.print(remark)

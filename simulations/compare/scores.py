@@ -1,11 +1,14 @@
 """Scores of every patient under every arm, from what the sites kept of their tests. On one machine they may meet."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from client.cohort import load_cohort
 from client.config import SiteConfig
@@ -14,6 +17,7 @@ from client.kept_scores import keep_scores, read_scores
 from client.prepare import prepare_site
 from common.errors import ConfigError
 from common.messages import bins_of
+from common.metrics.auc import pooled_auc
 from common.metrics.paired import KeptScores
 from common.model_state import decode_state
 from common.models import build_model, set_state
@@ -21,6 +25,9 @@ from common.study import Study
 from common.tasks import ModelOfRun
 from simulations.compare.arms import ArmRun
 from simulations.compare.pooled_site import pooled_id
+
+TOLERANCE = 1e-9
+"""Between the AUC of kept scores and that of a record: both are the same quotient of whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ def scores_of_run(
         personal: Whether the sites' own models are meant.
 
     Raises:
-        ConfigError: If a site keeps no scores of this run, or those of another test.
+        ConfigError: If a site keeps no scores of this run, or those of another test, or the record has another AUC.
     """
     study = run.planned.study
     if run.arm in ("pooled", "pooled_long"):
@@ -91,7 +98,29 @@ def _kept(config: SiteConfig, run: ArmRun, record: Mapping[str, Any], *, persona
             f"{config.cache}: the test scores of run {run.planned.name} are of other patients than its record; "
             "delete that run's folder and give the same command again"
         )
+    kept, recorded = _auc(tested.scores), _recorded_auc(config.name, record, personal=personal)
+    if recorded is not None and (kept is None or not math.isclose(kept, recorded, rel_tol=0.0, abs_tol=TOLERANCE)):
+        raise ConfigError(
+            f"{config.cache}: the test scores of run {run.planned.name} come to an AUC of {_shown(kept)}, expected the "
+            f"{_shown(recorded)} of its record; delete that run's folder and give the same command again"
+        )
     return tested.scores
+
+
+def _auc(scores: KeptScores) -> float | None:
+    return pooled_auc(scores.histogram()).estimate.value
+
+
+def _shown(auc: float | None) -> str:
+    return "none" if auc is None else f"{auc:.6f}"
+
+
+def _recorded_auc(site: str, record: Mapping[str, Any], *, personal: bool) -> float | None:
+    """A site's test AUC in a record; None where its counts are in no figure, or lack a class."""
+    part = record["figures"].get("personal_test" if personal else "test")
+    row = None if part is None or part["figures"] is None else part["figures"]["per_site"].get(site)
+    value: float | None = None if row is None else row["auc"]["estimate"]["value"]
+    return value
 
 
 def _by_site(
@@ -137,7 +166,8 @@ def _test_abroad(path: Path, config: SiteConfig, study: Study, model: ModelOfRun
     set_state(network, decode_state(path.read_bytes(), origin=str(path)))
     cohort = prepare_site(config, study)
     patients = cohort.splits["test"]
-    margins = margins_of_exams(network, patients.images, batch_size=study.training.batch_size)
+    with _threads_of_run(config):
+        margins = margins_of_exams(network, patients.images, batch_size=study.training.batch_size)
     keep_scores(
         config.cache,
         model,
@@ -147,6 +177,17 @@ def _test_abroad(path: Path, config: SiteConfig, study: Study, model: ModelOfRun
         cohort_digest=cohort.digests["test"],
         round=round,
     )
+
+
+@contextmanager
+def _threads_of_run(config: SiteConfig) -> Iterator[None]:
+    """Compute as a run side by side does: on one thread, unless the site names a number; sums depend on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.torch_threads or 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def whole_pool(scores: Scores) -> KeptScores:

@@ -1,29 +1,42 @@
 """The comparison on one machine: same work in every arm, same patients under every arm, figures that add up."""
 
 import argparse
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from client.cohort import load_cohort
-from client.config import read_site_config
+from client.config import SiteConfig, read_site_config
+from client.evaluation import margins_of_exams
 from client.prepare import prepare_site
 from common.errors import ConfigError
 from common.metrics.auc import pooled_auc
 from common.metrics.confusion import Confusion
 from common.metrics.paired import KeptScores, site_comparison, site_difference
 from common.study import parse_study
+from common.tasks import ModelOfRun
 from server.report.comparison_page import ComparisonContents, render_comparison
 from simulations.cli import main
-from simulations.compare.arms import num_batches, require_arms, studies_of_arm, with_equal_steps
-from simulations.compare.command import Plan, _pooled_sites, _runs, compare_command, sum_up
+from simulations.compare import scores as scores_module
+from simulations.compare.arms import (
+    ArmRun,
+    digest_of_comparison,
+    num_batches,
+    require_arms,
+    runs_of_arms,
+    studies_of_arm,
+    with_equal_steps,
+)
+from simulations.compare.command import Plan, _pooled_sites, _remarks, _runs, compare_command, sum_up
 from simulations.compare.figures import ArmSeed, arm_row, difference_row, gain_rows
 from simulations.compare.pooled_site import share_cache, write_pooled_site
-from simulations.compare.scores import SiteScores
+from simulations.compare.scores import SiteScores, _test_abroad, scores_of_run
 from simulations.run_command import study_yaml
 from simulations.side_by_side import carry_run
 from simulations.single_machine import read_sites
@@ -35,7 +48,7 @@ STUDY = parse_study(
         rounds=1,
         training={"local_epochs": None, "local_steps": 2},
         participation={"min_sites": 2},
-        evaluation={"num_bins": 64},
+        evaluation={"num_bins": 64, "min_pooled_sites": 3},
         split={"validation": 0.25, "test": 0.25},
     ),
     origin="study",
@@ -80,6 +93,37 @@ def test_site_that_is_left_out_never_trains() -> None:
     studies = studies_of_arm(STUDY, "leave_one_out", SITES)
 
     assert {site: study.participation.held_out for site, study in studies.items()} == {s: (s,) for s in SITES}
+
+
+@pytest.mark.parametrize(
+    ("arm", "sites", "least"),
+    [
+        ("local", SITES, 1),
+        ("pooled", SITES, 1),
+        ("leave_one_out", SITES, 2),
+        ("fedavg", SITES, 3),
+        ("leave_one_out", ("a", "b"), 1),
+        ("fedavg", ("a", "b"), 2),
+        ("fedbn", ("a", "b"), 2),
+        ("fedavg", ("a", "b", "c", "d", "e"), 3),
+    ],
+)
+def test_pooled_figures_ask_for_no_more_sites_than_validate(arm: str, sites: tuple[str, ...], least: int) -> None:
+    assert {study.evaluation.min_pooled_sites for study in studies_of_arm(STUDY, arm, sites).values()} == {least}
+
+
+def test_names_of_runs_tell_comparisons_apart_and_stay_where_out_and_sites_do(tmp_path: Path) -> None:
+    def names(out: str, *sites: str) -> set[str]:
+        paths = {site: tmp_path / site for site in sites}
+        runs = runs_of_arms(STUDY, ["local", "fedavg"], seeds=[3], sites=paths, pooled={}, out=tmp_path / out)
+        return {run.planned.name for run in runs}
+
+    first = names("one", "a", "b")
+
+    assert all(name.rpartition("-")[2].isalnum() for name in first)
+    assert first == names("one", "b", "a") == names("two/../one", "a", "b")
+    assert not first & names("two", "a", "b")
+    assert not first & names("one", "a", "b", "c")
 
 
 def test_epochs_become_the_mean_number_of_steps() -> None:
@@ -193,6 +237,100 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Comparison
     return plan, contents, measured
 
 
+def runs_and_sites(plan: Plan) -> tuple[list[ArmRun], dict[str, tuple[Path, SiteConfig]]]:
+    sites = read_sites([plan.out.parent / site / "site.yaml" for site in SITES])
+    return _runs(plan, {name: path for name, (path, _) in sites.items()}, _pooled_sites(plan, sites)), sites
+
+
+def test_every_run_of_three_sites_chooses_its_round_and_its_threshold(
+    compared: tuple[Plan, ComparisonContents, dict[str, Any]],
+) -> None:
+    runs, _ = runs_and_sites(compared[0])
+
+    assert len(runs) == 9
+    for run in runs:
+        record = run.planned.record()
+        assert record is not None
+        assert record["selection"]["best"]["auc"] is not None, run.planned.name
+        assert record["operating_point"]["threshold"] is not None, run.planned.name
+
+
+def test_comparisons_in_other_folders_leave_the_scores_of_this_one_alone(
+    compared: tuple[Plan, ComparisonContents, dict[str, Any]],
+) -> None:
+    plan, contents, measured = compared
+    runs, sites = runs_and_sites(plan)
+    paths = {name: path for name, (path, _) in sites.items()}
+    two = {site: paths[site] for site in ("a", "b")}
+    others = []
+    for out, members in (("second", paths), ("third", two)):
+        (run,) = runs_of_arms(STUDY, ["fedavg"], seeds=[3], sites=members, pooled={}, out=plan.out.parent / out)
+        carry_run(run.planned, while_running=lambda: None)
+        others.append(run.planned.name)
+
+    kept = {path.name.rpartition("-")[0] for path in (sites["a"][1].cache / "scores").glob("fedavg-*")}
+    assert kept == {*others, next(run.planned.name for run in runs if run.arm == "fedavg")}
+    assert len(kept) == 3
+    pooled = {3: read_site_config(plan.out / "pooled" / "seed-3" / "site.yaml")}
+    assert sum_up(plan, runs, sites, pooled) == (contents, measured)
+
+
+def test_kept_scores_with_another_auc_than_the_record_s_are_refused(
+    compared: tuple[Plan, ComparisonContents, dict[str, Any]],
+) -> None:
+    runs, sites = runs_and_sites(compared[0])
+    run = next(run for run in runs if run.arm == "fedavg")
+    configs = {name: config for name, (_, config) in sites.items()}
+    record = run.planned.record()
+    assert record is not None
+    assert set(scores_of_run(run, record, configs)) == set(SITES)
+
+    other = copy.deepcopy(record)
+    estimate = other["figures"]["test"]["figures"]["per_site"]["b"]["auc"]["estimate"]
+    estimate["value"] += 1 / 12
+
+    with pytest.raises(
+        ConfigError, match=rf"{run.planned.name} come to an AUC of 0\.\d+, expected the .* of its record"
+    ):
+        scores_of_run(run, other, configs)
+
+
+def test_models_are_tested_abroad_with_the_threads_of_a_run(
+    compared: tuple[Plan, ComparisonContents, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, sites = runs_and_sites(compared[0])
+    run = next(run for run in runs if run.arm == "local" and run.site == "a")
+    config = sites["b"][1].model_copy(update={"torch_threads": None})
+    threads = []
+
+    def margins(*args: Any, **named: Any) -> Any:
+        threads.append(torch.get_num_threads())
+        return margins_of_exams(*args, **named)
+
+    monkeypatch.setattr(scores_module, "margins_of_exams", margins)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        path = run.planned.path / "model" / "best.safetensors"
+        _test_abroad(path, config, run.planned.study, ModelOfRun("elsewhere", run.planned.study.digest), round=1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [1]
+
+
+def test_remarks_say_where_an_arm_differs_in_more_than_its_method(tmp_path: Path) -> None:
+    def told(*arms: str, norm: str = "group") -> str:
+        base = parse_study(study_yaml(STUDY).replace("norm: group", f"norm: {norm}"), origin="study")
+        return "\n".join(_remarks(Plan(base, arms, (3,), tmp_path, 1), 3))
+
+    assert "ditto trains twice as many batches" in told("fedavg", "ditto")
+    assert "fine_tune trains more than the other arms: 5 epochs" in told("fedavg", "fine_tune")
+    assert "fedbn and silobn: batch norm in place" in told("fedavg", "silobn", "fedbn")
+    assert "in place" not in told("fedavg", "fedbn", norm="batch")
+    assert not any(name in told("fedavg", "local") for name in ("ditto", "fine_tune", "fedbn", "silobn"))
+
+
 def test_every_arm_has_a_row_and_the_local_models_go_abroad(
     compared: tuple[Plan, ComparisonContents, dict[str, Any]],
 ) -> None:
@@ -214,7 +352,8 @@ def test_pooled_auc_of_an_arm_is_that_of_its_record(
     arm: str, compared: tuple[Plan, ComparisonContents, dict[str, Any]]
 ) -> None:
     plan, contents, _ = compared
-    record = json.loads((plan.out / "runs" / f"{arm}-seed-3" / "record.json").read_text())
+    name = f"{arm}-seed-3-{digest_of_comparison(plan.out, SITES)}"
+    record = json.loads((plan.out / "runs" / name / "record.json").read_text())
 
     row = next(row for row in contents.arms if row.name == arm)
 
@@ -259,6 +398,7 @@ def test_command_reads_what_is_finished_and_ends_with_page_and_figures(
     told = capsys.readouterr()
     values = json.loads(told.out)
     assert "9 runs, 0 of them left" in told.err
+    assert "Nothing was tuned for any arm." in " ".join(told.err.split())
     assert values == json.loads((plan.out / "comparison.json").read_text())
     assert [arm["name"] for arm in values["arms"]] == [arm.name for arm in contents.arms]
     assert values["measured"] == measured

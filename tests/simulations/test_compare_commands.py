@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from common.study import parse_study
 from simulations.cli import main
+from simulations.compare.arms import digest_of_comparison
+from simulations.compare.folds_command import FoldPlan
+from simulations.side_by_side import carry_run
 from tests.tiny_federation import write_hospitals
 from tests.tiny_hospitals import study_text
 
@@ -36,8 +40,10 @@ def test_comparison_ends_with_page_and_figures_and_goes_on_where_it_was_left(
 
     first = main(words)
     values = json.loads(capsys.readouterr().out)
-    kept = (tmp_path / "out" / "runs" / "local-seed-3-a" / "record.json").stat().st_mtime_ns
-    shutil.rmtree(tmp_path / "out" / "runs" / "fedavg-seed-3")
+    comparison = digest_of_comparison(tmp_path / "out", ("a", "b"))
+    local = tmp_path / "out" / "runs" / f"local-seed-3-a-{comparison}" / "record.json"
+    kept = local.stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "out" / "runs" / f"fedavg-seed-3-{comparison}")
     again = main(words)
     told = capsys.readouterr()
 
@@ -51,27 +57,30 @@ def test_comparison_ends_with_page_and_figures_and_goes_on_where_it_was_left(
     ]
     assert json.loads(told.out) == values
     assert "5 runs, 1 of them left" in told.err
-    assert (tmp_path / "out" / "runs" / "local-seed-3-a" / "record.json").stat().st_mtime_ns == kept
+    assert local.stat().st_mtime_ns == kept
     assert "What did my hospital gain?" in (tmp_path / "out" / "comparison.html").read_text()
 
 
-@pytest.mark.slow
-def test_cross_validation_tests_every_patient_once(
+def test_cross_validation_reads_its_folds_and_tests_every_patient_once(
     tmp_path: Path, study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sites = write_hospitals(tmp_path, "a", "b", splits=SPLITS)
+    sites = write_hospitals(tmp_path, "a", "b", splits=(("train", 3, 3),))
     for path in sites.values():
         table = path.with_name("table.tsv")
         rows = [line.split("\t") for line in table.read_text().splitlines()]
         column = rows[0].index("split")
         table.write_text("".join("\t".join(row[:column] + row[column + 1 :]) + "\n" for row in rows))
+    base = parse_study(study.read_text(), origin="study")
+    plan = FoldPlan(base=base, method="fedavg", num_folds=2, repeats=1, out=tmp_path / "out", workers=1)
+    for run in plan.runs(list(sites.values())):
+        carry_run(run, while_running=lambda: None)
     words = ["folds", "--study", str(study), "--folds", "2", "--out", str(tmp_path / "out"), "--json"]
     words += [word for path in sites.values() for word in ("--site", str(path))]
 
     assert main(words) == 0
 
     (repeat,) = json.loads(capsys.readouterr().out)["repeats"]
-    assert (repeat["num_recurrence"], repeat["num_necrosis"]) == (16, 14)
+    assert (repeat["num_recurrence"], repeat["num_necrosis"]) == (6, 6)
     assert len(repeat["fold_aucs"]) == 2
 
 
