@@ -1,5 +1,6 @@
 """The head in a volume: a deterministic mask on a coarse grid, its box, and the intensities inside it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,11 +114,22 @@ def block_means(volume: Volume, size_mm: float) -> Volume:
     num = np.array(volume.shape) // factors
     values: FloatArray = volume.values[tuple(slice(n * f) for n, f in zip(num, factors, strict=True))]
     for axis in range(3):
-        shape = (*values.shape[:axis], int(num[axis]), int(factors[axis]), *values.shape[axis + 1 :])
-        values = values.reshape(shape).mean(axis=axis + 1, dtype=np.float32)
+        values = _means_along(values, axis, int(factors[axis]))
     affine = volume.affine @ np.diag([*factors.astype(float), 1.0])
     affine[:3, 3] = volume.to_world((factors - 1) / 2)
     return Volume(values, affine)
+
+
+def _means_along(values: FloatArray, axis: int, factor: int) -> FloatArray:
+    """Means of every `factor` neighbours along an axis, summed slice by slice: a fraction of the time of `mean`."""
+    if factor == 1:
+        return values
+    parts = [values[(slice(None),) * axis + (slice(first, None, factor),)] for first in range(factor)]
+    sums: FloatArray = parts[0] + parts[1]
+    for part in parts[2:]:
+        sums += part
+    sums /= np.float32(factor)
+    return sums
 
 
 def _filled(mask: BoolArray, coarse: Volume) -> BoolArray:
@@ -126,6 +138,27 @@ def _filled(mask: BoolArray, coarse: Volume) -> BoolArray:
     plane = np.ones((3, 3, 3), dtype=bool)
     plane = np.expand_dims(plane.take(1, axis=upwards), upwards)
     closed = ndimage.binary_closing(mask, structure=plane, iterations=2) | mask
-    slices = [ndimage.binary_fill_holes(part) for part in np.moveaxis(closed, upwards, 0)]
-    filled: BoolArray = ndimage.binary_fill_holes(np.moveaxis(np.stack(slices), 0, upwards))
+    within = [axis for axis in range(3) if axis != upwards]
+    return fill_holes(fill_holes(closed, within), [0, 1, 2])
+
+
+def fill_holes(mask: BoolArray, axes: Sequence[int]) -> BoolArray:
+    """Fill what no path of steps along the axes leads out of.
+
+    What scipy's `binary_fill_holes` gives for the whole volume, or for each of its slices, in one pass.
+
+    Args:
+        mask: Three axes.
+        axes: Those along which steps lead; two of them for slices.
+    """
+    faces = np.zeros((3, 3, 3), dtype=bool)
+    for axis in axes:
+        faces[tuple(slice(None) if each == axis else slice(1, 2) for each in range(3))] = True
+    pieces, num_pieces = ndimage.label(~mask, structure=faces)
+    outside = np.zeros(num_pieces + 1, dtype=bool)
+    for axis in axes:
+        for end in (0, -1):
+            outside[pieces.take(end, axis=axis).ravel()] = True
+    outside[0] = False
+    filled: BoolArray = ~outside[pieces]
     return filled

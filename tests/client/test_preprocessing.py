@@ -1,6 +1,7 @@
 """From NIfTI files to arrays: what is refused, and that the world's geometry is kept on any grid."""
 
 import gzip
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,9 +9,12 @@ import nibabel
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
 
 from client.preprocessing.grid import Grid, resample
-from client.preprocessing.head import block_means, find_head
+from client.preprocessing.head import block_means, fill_holes, find_head
 from client.preprocessing.pipeline import Z_LIMIT, ExamFiles, prepare_exam
 from client.preprocessing.volume import Volume, read_volume
 from common.errors import DataError
@@ -261,6 +265,63 @@ def test_block_means_keep_the_place_in_the_world() -> None:
     assert coarse.shape == (60, 60, 30)
     brightest = np.unravel_index(coarse.values.argmax(), coarse.shape)
     np.testing.assert_allclose(coarse.to_world(np.array(brightest)), LESION, atol=4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(4, 23)] * 3),
+    spacing=st.tuples(*[st.sampled_from([0.4, 0.5, 1.0, 2.0, 5.0])] * 3),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_block_means_are_numpys_to_the_last_bit(
+    shape: tuple[int, int, int], spacing: tuple[float, float, float], seed: int
+) -> None:
+    values = np.random.default_rng(seed).normal(500, 300, shape).astype(np.float32)
+
+    blocks = block_means(Volume(np.asfortranarray(values), spaced(*spacing)), 3.0).values
+
+    factors = np.minimum(np.maximum(1, np.rint(3.0 / np.array(spacing))).astype(int), shape)
+    expected = values
+    for axis, factor in enumerate(factors):
+        num = shape[axis] // factor
+        expected = expected.take(range(num * factor), axis=axis)
+        expected = expected.reshape(*expected.shape[:axis], num, factor, *expected.shape[axis + 1 :])
+        expected = expected.mean(axis=axis + 1, dtype=np.float32)
+    np.testing.assert_allclose(blocks, expected, rtol=3e-7 if max(factors) > 7 else 0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(1, 9)] * 3),
+    share=st.sampled_from([0.0, 0.4, 0.6, 0.8, 1.0]),
+    upwards=st.integers(0, 2),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_holes_are_those_that_scipy_fills(shape: tuple[int, int, int], share: float, upwards: int, seed: int) -> None:
+    mask = np.random.default_rng(seed).random(shape) < share
+
+    slices = fill_holes(mask, [axis for axis in range(3) if axis != upwards])
+    whole = fill_holes(mask, [0, 1, 2])
+
+    expected = np.stack([ndimage.binary_fill_holes(part) for part in np.moveaxis(mask, upwards, 0)])
+    np.testing.assert_array_equal(slices, np.moveaxis(expected, 0, upwards))
+    np.testing.assert_array_equal(whole, ndimage.binary_fill_holes(mask))
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_default_settings_give_the_bytes_of_the_plain_steps(name: str) -> None:
+    affine, shape = GRIDS[name]
+    rng = np.random.default_rng(0)
+    data = nifti((scanned(affine, shape) + np.abs(rng.normal(0, 20, shape))).astype(np.int16), affine, zipped=True)
+
+    exam = prepare_exam(ExamFiles("e", {"t1": data}, lesion_point=LESION), SPEC, ("t1", "t2"))
+
+    volume = read_volume(data, name="e")
+    head = find_head(volume, name="e")
+    values = resample(volume, Grid(LESION, SPEC.spacing_mm, SPEC.size_voxels), outside=head.mean)
+    scores = np.clip((values - head.mean) / head.std, -Z_LIMIT, Z_LIMIT)
+    plain = np.stack([scores, np.zeros_like(scores)])
+    assert hashlib.sha256(exam.image.tobytes()).hexdigest() == hashlib.sha256(plain.tobytes()).hexdigest()
 
 
 Break = Callable[[npt.NDArray[np.float32]], bytes]

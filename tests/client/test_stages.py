@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from client import cli
+from client.commands.prepare import shown_progress
 from client.config import SiteConfig, read_site_config
 from client.prepare import prepare_site
 from client.preprocessing.bias import estimate_bias
@@ -265,3 +267,38 @@ def test_settings_of_another_study_are_unprepared(prepared_site: Path) -> None:
     found = verify_site(read_site_config(prepared_site), study_with(spacing_mm=[5.0, 5.0, 5.0]))
 
     assert len(found.unprepared) == 3
+
+
+def test_prepare_says_what_it_computed_and_verify_that_all_is_sound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("client.digests.SETTLED_NS", 0)
+    site, study = write_tiny_hospital(tmp_path, "a", splits=(("train", 2, 1),)), tmp_path / "study.yaml"
+    study.write_text(study_text())
+    arguments = ["prepare", "--site", str(site), "--study", str(study)]
+
+    assert cli.main(arguments) == 0
+    assert "computed now: centre 3, channel 9" in capsys.readouterr().out
+    assert cli.main([*arguments, "--verify"]) == 0
+    assert "3 exams looked at; 9 of their files compared" in capsys.readouterr().out
+
+    flip_a_byte(next((site.parent / "cache" / "exams").glob("*.channel.exam")))
+    assert cli.main([*arguments, "--verify"]) == 2
+    assert "1 fault" in (err := capsys.readouterr().err)
+    assert "in the cache is damaged" in err
+    assert cli.main(arguments) == 0
+    assert "computed now: channel 1" in capsys.readouterr().out
+
+
+def test_a_log_gets_a_line_now_and_then_with_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    seconds = iter(range(0, 1000, 10))
+
+    with shown_progress(False, clock=lambda: float(next(seconds))) as on_exam:
+        for done in range(1, 8):
+            on_exam(done, 100 if done < 7 else 7)
+
+    assert capsys.readouterr().err.splitlines() == [
+        "3 of 100 exams, about 16 min left",
+        "6 of 100 exams, about 16 min left",
+        "7 of 7 exams",
+    ]
