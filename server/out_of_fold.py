@@ -8,7 +8,7 @@ and is given beside it. Counts at the threshold are each fold's at its own.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 from statistics import fmean, stdev
@@ -47,11 +47,14 @@ class Repeat:
         repeat: Its number.
         figures: Over all folds together.
         fold_aucs: Of each fold by itself, in order; None where a class is missing.
+        without_threshold: Folds that chose none, where a class was missing from their validation patients. The repeat
+            then has no figures at a threshold: they would leave out these folds' patients.
     """
 
     repeat: int
     figures: Figures
     fold_aucs: tuple[float | None, ...]
+    without_threshold: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -103,14 +106,16 @@ def out_of_fold(runs: Sequence[FoldRun]) -> OutOfFold:
     repeats = []
     for number in sorted({run.study.split.repeat for run in runs}):
         folds = sorted((run for run in runs if run.study.split.repeat == number), key=lambda run: run.study.split.fold)
+        without = tuple(run.study.split.fold for run in folds if run.statistics.confusion is None)
+        counts = [replace(run.statistics, confusion=None) if without else run.statistics for run in folds]
         figures = figures_of(
-            reduce(add, (fold.statistics for fold in folds)),
+            reduce(add, counts),
             confidence=spec.confidence,
             interval=spec.interval,
             prevalence=spec.prevalence,
         )
         aucs = tuple(pooled_auc(fold.statistics.histogram).estimate.value for fold in folds)
-        repeats.append(Repeat(number, figures, aucs))
+        repeats.append(Repeat(number, figures, aucs, without))
     pooled = [auc for each in repeats if (auc := each.figures.auc.estimate.value) is not None]
     single = [auc for each in repeats for auc in each.fold_aucs if auc is not None]
     return OutOfFold(
@@ -154,10 +159,12 @@ def lines_of(found: OutOfFold) -> list[str]:
     lines = []
     for repeat in found.repeats:
         at = repeat.figures.at_threshold
+        folds = ", ".join(map(str, repeat.without_threshold))
         lines.append(
             f"repeat {repeat.repeat}: {repeat.figures.num_necrosis} necrosis + {repeat.figures.num_recurrence} "
             f"recurrence, each tested once; AUC {repeat.figures.auc.estimate}"
             + ("" if at is None else f", sensitivity {at.sensitivity}, specificity {at.specificity}")
+            + (f"; no figures at a threshold, since fold {folds} chose none" if folds else "")
         )
     for name, mean, spread in (
         ("pooled AUC over repeats", found.mean_auc, found.spread),

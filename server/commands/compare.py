@@ -132,7 +132,7 @@ def contents_of(records: Sequence[Record]) -> ComparisonContents:
             first, second = (_model_name(comparison[place]) for place in ("first", "second"))
             if comparison["second"]["run"] not in names:
                 continue
-            if comparison["not_pooled"]:
+            if comparison["within_site"] is None:
                 remarks.append(f"{first} − {second}: no figure, only {comparison['not_pooled']}")
                 continue
             remarks += [f"{first} − {second}: without {site}, {why}" for site, why in comparison["missing"].items()]

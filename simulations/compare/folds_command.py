@@ -132,7 +132,12 @@ def json_values(plan: FoldPlan, found: OutOfFold) -> dict[str, Any]:
         "study": plan.base.model_dump(mode="json"),
         "num_folds": plan.num_folds,
         "repeats": [
-            {"repeat": each.repeat, "fold_aucs": list(each.fold_aucs), **_figures(each.figures)}
+            {
+                "repeat": each.repeat,
+                "fold_aucs": list(each.fold_aucs),
+                "folds_without_threshold": list(each.without_threshold),
+                **_figures(each.figures),
+            }
             for each in found.repeats
         ],
         "mean_auc": found.mean_auc,

@@ -177,6 +177,20 @@ def test_folds_add_up_to_patients_who_were_each_tested_once(runs: tuple[Run, Run
     assert "each tested once" in lines_of(found)[0]
 
 
+def test_fold_without_a_threshold_takes_the_figures_at_one_from_its_repeat(runs: tuple[Run, Run]) -> None:
+    records = fold_records(runs[0], repeats=2)
+    records[1] = json.loads(json.dumps(records[1]))
+    del records[1]["figures"]["test"]["figures"]["statistics"]["confusion"]
+
+    found = out_of_fold([fold_run(record) for record in records])
+
+    assert [each.without_threshold for each in found.repeats] == [(1,), ()]
+    assert found.repeats[0].figures.at_threshold is None
+    assert found.repeats[0].figures.num_necrosis == found.repeats[1].figures.num_necrosis
+    assert "no figures at a threshold, since fold 1 chose none" in lines_of(found)[0]
+    assert found.repeats[1].figures.at_threshold is not None
+
+
 def test_missing_and_doubled_folds_and_other_studies_are_refused_at_once(runs: tuple[Run, Run]) -> None:
     first, second, third = fold_records(runs[0])
     other = json.loads(json.dumps(third))
