@@ -44,7 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"gliorn-simulate: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("gliorn-simulate: stopped; a run that has begun goes on with --resume RUN", file=sys.stderr)
+        print(
+            "gliorn-simulate: stopped; a run that has begun goes on with --resume RUN, a comparison, a cross-validation "
+            "or a table with the same command",
+            file=sys.stderr,
+        )
         return 2
     except Exception:  # noqa: BLE001 - the outermost border: our own fault is shown whole
         traceback.print_exc()
