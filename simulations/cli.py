@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(
-            "gliorn-simulate: stopped; a run that has begun goes on with --resume RUN, a comparison, a cross-validation "
-            "or a table with the same command",
+            "gliorn-simulate: stopped; a run that has begun goes on with --resume RUN, a comparison, a "
+            "cross-validation or a table with the same command",
             file=sys.stderr,
         )
         return 2
