@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from common.errors import GliornError
+from simulations.benchmark.options import add_benchmark
 from simulations.compare.options import add_compare, add_folds
 
 LOG_WIDTH = 140
@@ -106,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_statistics(commands)
     add_compare(commands).set_defaults(run=_compare)
     add_folds(commands).set_defaults(run=_folds)
+    add_benchmark(commands).set_defaults(run=_benchmark)
     return parser
 
 
@@ -217,3 +219,9 @@ def _folds(arguments: argparse.Namespace, console: Console) -> int:
     from simulations.compare.folds_command import folds_command
 
     return folds_command(arguments, console)
+
+
+def _benchmark(arguments: argparse.Namespace, console: Console) -> int:
+    from simulations.benchmark.command import benchmark_command
+
+    return benchmark_command(arguments, console)

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import server.aggregation.mean as mean_module
 from client.training import TrainingSet, build_optimizer, train_locally
-from common import model_state
 from common.model_state import Array, state_digest, update_norm
 from common.models import build_model, get_state, initial_state, set_state
 from common.study import AugmentationSpec, ModelSpec, TrainingSpec
@@ -121,9 +121,27 @@ def test_long_array_is_averaged_in_parts_like_a_short_one(monkeypatch: pytest.Mo
     replies = [({"w": row}, 0.3 + index) for index, row in enumerate(numbers)]
     whole = weighted_mean(replies, reference=replies[0][0])
 
-    monkeypatch.setattr(model_state, "_BLOCK", 7)
+    monkeypatch.setattr(mean_module, "_SUMS_AT_A_TIME", 7)
+    monkeypatch.setattr(mean_module, "_NUMBERS_AT_A_TIME", 3)
 
     np.testing.assert_array_equal(weighted_mean(replies, reference=replies[0][0])["w"], whole["w"])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64, np.int64])
+def test_mean_has_the_bytes_of_sums_in_float64_in_the_order_of_the_sites(dtype: type[np.generic]) -> None:
+    numbers = (1e3 * np.random.default_rng(1).normal(size=(5, 40_000))).astype(dtype)
+    weights = [0.1, 3.7, 12.0, 1e-3, 250.0]
+    sums = np.zeros(40_000)
+    for row, weight in zip(numbers, weights, strict=True):
+        sums = sums + weight * row.astype(np.float64)
+    expected = sums / sum(weights)
+
+    mean = weighted_mean(
+        [({"w": row}, w) for row, w in zip(numbers, weights, strict=True)], reference={"w": numbers[0]}
+    )
+
+    rounded = np.rint(expected) if dtype is np.int64 else expected
+    assert mean["w"].tobytes() == rounded.astype(dtype).tobytes()
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
