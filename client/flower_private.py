@@ -53,6 +53,9 @@ def require_private_names() -> None:
     from flwr.proto.fleet_pb2 import ActivateNodeResponse, DeactivateNodeRequest, PullMessagesResponse
     from flwr.supercore.corestate import in_memory_corestate
     from flwr.supercore.heartbeat import HeartbeatSender
+    from flwr.supercore.superexec import run_superexec
+    from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
+    from flwr.supernode import start_client_internal
     from flwr.supernode.fleet_http_client import FleetHttpClient
     from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
     from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
@@ -67,6 +70,9 @@ def require_private_names() -> None:
         (NodeStateFactory, ("state",)),
         (InMemoryNodeState, ("get_messages_legacy", "_on_task_tokens_expired", "_cleanup_expired_task_tokens_locked")),
         (sender, ("_thread", "_stop_event", "start")),
+        (start_client_internal, ("time", "_pull_and_store_message", "_push_messages")),
+        (run_superexec, ("time",)),
+        (SubprocessExecutor, ("launch", "reconcile")),
         (run_clientapp, ("install_from_fab", "install_app_dependencies", "get_load_client_app_fn", "Error")),
         (ActivateNodeResponse(), ("node_id",)),
         (PullMessagesResponse(), ("messages_list",)),
@@ -88,13 +94,20 @@ def _refuse(missing: Sequence[str]) -> NoReturn:
 # --- the SuperNode ----------------------------------------------------------------------------------------------------
 
 
-def run_supernode(arguments: Sequence[str], watch: CallWatch, on_state: Callable[["ClientAppTasks"], None]) -> None:
+def run_supernode(
+    arguments: Sequence[str],
+    watch: CallWatch,
+    on_state: Callable[["ClientAppTasks"], None],
+    pause: Callable[[float], None],
+) -> None:
     """Run Flower's SuperNode in this process, which should be its own.
 
     Args:
         arguments: Those of `flower-supernode`.
         watch: Told of every call to the coordinator.
         on_state: Given the tasks of ClientApps as soon as the SuperNode keeps any.
+        pause: Waits before the SuperNode looks again, given the seconds that Flower would wait: 3 for a message of the
+            coordinator, .5 for the answer of a ClientApp.
 
     Returns when the SuperNode's main loop has ended by itself, after which Flower leaves the process alive and deaf.
 
@@ -102,6 +115,7 @@ def run_supernode(arguments: Sequence[str], watch: CallWatch, on_state: Callable
         SystemExit: When it was asked to end, or could not begin.
     """
     require_private_names()
+    from flwr.supernode import start_client_internal
     from flwr.supernode.cli import flower_supernode
     from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
     from flwr.supernode.nodestate.nodestate_factory import NodeStateFactory
@@ -129,6 +143,7 @@ def run_supernode(arguments: Sequence[str], watch: CallWatch, on_state: Callable
             on_state(ClientAppTasks(instance))
         return instance
 
+    vars(start_client_internal)["time"] = _Time(pause)
     NodeAuthHttpInterceptor.intercept = watched  # type: ignore[method-assign]
     NodeStateFactory.state = state  # type: ignore[method-assign]
     sys.argv = ["flower-supernode", *arguments]
@@ -249,14 +264,53 @@ def deactivate_node(address: str, ca_certificate: Path, key: ec.EllipticCurvePri
 # --- the SuperExec ----------------------------------------------------------------------------------------------------
 
 
-def run_superexec(arguments: Sequence[str]) -> None:
+class _Time:
+    """Stands in a module of Flower's for Python's `time`, of which it uses `sleep` alone."""
+
+    def __init__(self, pause: Callable[[float], None]) -> None:
+        self.sleep = pause
+
+
+class TaskStarter(Protocol):
+    """Starts ClientApps in Flower's place."""
+
+    def start(self, arguments: Sequence[str]) -> bool:
+        """Start a ClientApp with the arguments of `flwr-clientapp`; False leaves it to Flower."""
+
+    def tend(self) -> None:
+        """Called whenever the SuperExec looks for tasks."""
+
+
+def run_superexec(arguments: Sequence[str], starter: TaskStarter, pause: Callable[[float], None]) -> None:
     """Run Flower's SuperExec, which starts a ClientApp for every task, in this process.
 
     Args:
         arguments: Those of `flower-superexec`.
+        starter: Starts the ClientApps. Programs of another kind are started by Flower, by their bare names.
+        pause: Waits before the SuperExec looks for a task again, given the seconds that Flower would wait.
     """
+    require_private_names()
     from flwr.supercore.cli import flower_superexec
+    from flwr.supercore.constant import TaskType
+    from flwr.supercore.superexec import run_superexec as module
+    from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
+    from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
 
+    launch = SubprocessExecutor.launch
+
+    def launched(self: SubprocessExecutor, spec: ExecutionSpec) -> LaunchResult:
+        if spec.task_type == TaskType.CLIENT_APP and spec.insecure and not spec.runtime_dependency_install:
+            given = ["--runtime-api-address", spec.runtime_api_address, "--token", spec.token, "--insecure"]
+            if starter.start(given):
+                return LaunchResult.accepted()
+        return launch(self, spec)
+
+    def reconcile(self: SubprocessExecutor) -> None:
+        starter.tend()
+
+    SubprocessExecutor.launch = launched  # type: ignore[method-assign]
+    SubprocessExecutor.reconcile = reconcile  # type: ignore[method-assign]
+    vars(module)["time"] = _Time(pause)
     sys.argv = ["flower-superexec", *arguments]
     flower_superexec()
 

@@ -16,12 +16,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from client.journal import JOURNAL_VARIABLE, Entry, append
-from client.processes import ProcessLock, end_with_parent
+from client.processes import ProcessLock, end_with_parent, name_process
 
 log = logging.getLogger(__name__)
 
 TASK_LOCK_VARIABLE = "GLIORN_TASK_LOCK"
 """Environment variable with the path of the lock that a ClientApp holds while it lives."""
+
+TASK_NAME = "flwr-clientapp"
+"""What the system calls a process that answers a task; `ps -o comm` shows it."""
 
 REFUSED_PROGRAMS = ("flwr-agentapp", "flwr-model", "flwr-connector", "flwr-serverapp", "flwr-simulation")
 """Programs of Flower that a coordinator could have started at a site, and that never are."""
@@ -58,6 +61,12 @@ def main(arguments: Sequence[str]) -> None:
     if arguments[:1] == ["--parent-of-guard"]:
         end_with_parent(int(arguments[1]))
         arguments = arguments[2:]
+    name_process(TASK_NAME)
+    answer_task(arguments)
+
+
+def answer_task(arguments: Sequence[str]) -> None:
+    """Answer one task in this process, which ends with it; the arguments are those of `flwr-clientapp`."""
     lock_path = os.environ.get(TASK_LOCK_VARIABLE)
     if lock_path:
         lock = ProcessLock(Path(lock_path))
@@ -102,9 +111,14 @@ def require_installed_bundle(bundle: bytes) -> None:
     raise ToldError(BundleRefusal(installed=installed, offered=offered).to_text())
 
 
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+def log_to_stderr() -> None:
+    """Have the process of a task write what it logs to its standard error."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", force=True)
     for ours in ("client", "__main__"):
         logging.getLogger(ours).setLevel(logging.INFO)
     logging.getLogger("flwr").propagate = False  # it has a handler of its own
+
+
+if __name__ == "__main__":
+    log_to_stderr()
     main(sys.argv[1:])

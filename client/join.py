@@ -2,14 +2,11 @@
 
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO
 
 import httpx
 
@@ -18,14 +15,13 @@ from client.coordinator import site_key
 from client.flower_private import deactivate_node
 from client.flower_programs import FlowerCommands
 from client.greeting import Greeter
-from client.kit import SITE_CONFIG_KEY, Kit, kit_of
+from client.kit import Kit, kit_of
 from client.private_files import make_private_folder, write_atomically
 from client.processes import ProcessLock
 from client.rehearsal.route import route_to
 from client.supervisor import Once, Pace, Site, Supervisor
 from client.working_hours import parse_working_hours
 from common.errors import ConfigError
-from common.flower_environment import flower_environment
 
 
 def stay_joined(
@@ -99,46 +95,3 @@ def free_node(kit: Kit) -> None:
     with suppress(httpx.HTTPError, OSError, ConfigError):
         deactivate_node(kit.address, kit.ca_certificate, site_key(kit), node)
         remember_node(kit, None)
-
-
-def start_supernode(
-    config: SiteConfig,
-    config_path: Path,
-    *,
-    port: int,
-    environment: Mapping[str, str],
-    log: IO[bytes] | None = None,
-) -> "subprocess.Popen[bytes]":
-    """Start a SuperNode that nobody supervises, as the leader of its own process group; for simulations.
-
-    Args:
-        config: The site's configuration, with a server section.
-        config_path: Where it lies; the ClientApp reads it again.
-        port: Free port of this machine, reached only from it, over which SuperNode and ClientApp speak.
-        environment: Environment to begin from.
-        log: Where the output of Flower's programs goes; to this process's own by default.
-
-    Raises:
-        ConfigError: If the configuration names no server, CA certificate or key.
-    """
-    kit = kit_of(config, origin=config_path)
-    home = config.cache / "flower"
-    make_private_folder(home)
-    # Flower reads node settings as TOML; JSON's quoting of a text is valid TOML.
-    node_settings = home / "node.toml"
-    write_atomically(node_settings, f"{SITE_CONFIG_KEY} = {json.dumps(str(config_path.resolve()))}\n".encode())
-    programs = Path(sys.executable).parent
-    command = [
-        *(str(programs / "flower-supernode"), "--superlink", kit.address),
-        *("--root-certificates", str(kit.ca_certificate)),
-        *("--auth-supernode-private-key", str(kit.private_key)),
-        *("--port", str(port), "--node-config", str(node_settings)),
-    ]
-    return subprocess.Popen(
-        command,
-        env=flower_environment(environment, home=str(home), programs=str(programs)),
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    )

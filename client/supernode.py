@@ -37,10 +37,16 @@ from client.flower_private import (
     holds_message,
     run_supernode,
 )
+from client.pauses import GrowingPause
 from client.processes import ProcessLock, end_with_parent
 
 LOOK_S = 1.0
 _TASK_LOOK_S = 0.5
+_FOR_A_MESSAGE_S = 1.0
+"""Flower's pauses above are between two looks for a message, those below between two for a ClientApp's answer."""
+_SHARE_FOR_MESSAGE, _LEAST_FOR_MESSAGE_S = 0.1, 0.25
+"""The coordinator answers every look for a message, of all sites."""
+_SHARE_FOR_ANSWER, _LEAST_FOR_ANSWER_S = 0.02, 0.02
 _PASSING = (502, 503, 504)
 """Answers after which Flower tries again by itself."""
 
@@ -56,6 +62,12 @@ class Watch:
         self._busy = False
         self._sent_bytes, self._sending, self._complete = 0, False, True
         self.leave_when_idle = False
+        self._for_message = GrowingPause(share=_SHARE_FOR_MESSAGE, least=_LEAST_FOR_MESSAGE_S)
+        self._for_answer = GrowingPause(share=_SHARE_FOR_ANSWER, least=_LEAST_FOR_ANSWER_S)
+
+    def pause(self, seconds: float) -> None:
+        """Wait before the SuperNode looks again, given what Flower would wait."""
+        (self._for_message if seconds > _FOR_A_MESSAGE_S else self._for_answer).rest(seconds)
 
     def before(self, call: str, num_bytes: int) -> None:
         """See `CallWatch`. The SuperNode asks for messages only when it has nothing left to do."""
@@ -91,6 +103,7 @@ class Watch:
             self._events.write(Event("connected", node=activated_node(body)))
         elif call == PULL_MESSAGES and holds_message(body):
             self._busy = True
+            self._for_answer.restart()
             self._events.write(Event("busy"))
 
     def failed(self, call: str, error: httpx.TransportError) -> None:
@@ -102,6 +115,7 @@ class Watch:
             sent, num_bytes, complete = self._sending, self._sent_bytes, self._complete
             self._sending, self._sent_bytes, self._complete = False, 0, True
         if sent:
+            self._for_message.restart()
             self._events.write(Event("sent", num_bytes=num_bytes, complete=complete))
         if self._busy:
             self._busy = False
@@ -198,7 +212,7 @@ def main(arguments: Sequence[str]) -> None:
             threading.Thread(target=follow_tasks, args=(tasks, lock, events), daemon=True).start()
 
     threading.Thread(target=_follow_heartbeat, args=(HeartbeatWatch(), end), daemon=True).start()
-    run_supernode(options.arguments, watch, on_state)
+    run_supernode(options.arguments, watch, on_state, watch.pause)
     end(EXIT_DEAF, "its main loop ended")
 
 

@@ -92,12 +92,19 @@ class Deployment:
         return decode_state((self.run_folder(name).model / "final.safetensors").read_bytes(), origin=name)
 
     def process_of(self, owner: str, *words: str) -> int | None:
-        """The process below "server" or a site whose command line holds all the words; None if there is none."""
+        """The process below "server" or a site whose command line holds all the words; None if there is none.
+
+        One that answers a task may be a copy of a SuperExec, with its command line and a name of its own, which is
+        then what counts.
+        """
         for pid in descendants(self.processes[owner].pid):
             try:
                 line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
             except OSError:  # it ended while we looked
                 continue
+            if line and name == "flwr-clientapp":
+                line = name
             if line and all(word in line for word in words):
                 return pid
         return None

@@ -1,4 +1,4 @@
-"""A real Flower deployment on loopback: SuperLink with TLS, one authenticated SuperNode process per site.
+"""A real Flower deployment on loopback: SuperLink with TLS, and for each site the programs that a hospital runs.
 
 Everything that is started is stopped again, with its children, whatever happens.
 """
@@ -7,14 +7,15 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
 from client.config import ServerSpec, read_site_config
-from client.join import start_supernode
+from client.flower_programs import FlowerCommands, FlowerPrograms
+from client.kit import kit_of
 from server.processes import free_ports, stop_group
 from server.provisioning import make_site_key_pair
 from server.superlink import SuperLink, SuperLinkError
@@ -44,9 +45,11 @@ def run_network(launch: Launch) -> None:
         try:
             _wait_until_listening(link, superlink, Path(log.name))
             keys = {name: _registered_key(link, home / "pki" / name, name) for name in launch.sites}
-            for (name, path), own_port in zip(launch.sites.items(), free_ports(len(keys)), strict=True):
-                stack.enter_context(_supernode(path, keys[name], port=own_port, link=link, log=log))
-            _carry(link, launch.folder.name, superlink, Path(log.name))
+            programs = [
+                stack.enter_context(_programs(name, path, keys[name], link, log=Path(log.name)))
+                for name, path in launch.sites.items()
+            ]
+            _carry(link, launch.folder.name, superlink, programs, Path(log.name))
         except SuperLinkError as error:
             raise EngineError(f"{error}; see {log.name}") from None
 
@@ -63,27 +66,40 @@ def _registered_key(link: SuperLink, folder: Path, site: str) -> Path:
     return key
 
 
-def _carry(link: SuperLink, run: str, superlink: "subprocess.Popen[bytes]", log_path: Path) -> None:
+def _carry(
+    link: SuperLink,
+    run: str,
+    superlink: "subprocess.Popen[bytes]",
+    programs: Sequence[FlowerPrograms],
+    log_path: Path,
+) -> None:
     """Submit the run and wait for its end."""
     run_id = link.submit(run)
     while not (state := link.state_of(run_id)).startswith("finished"):
         if superlink.poll() is not None:
             raise EngineError(f"the SuperLink ended with status {superlink.returncode}; see {log_path}")
+        for site in programs:
+            site.new_events()  # so that the pipe never fills
         time.sleep(1.0)
     if state != "finished:completed":
         raise EngineError(f"the run ended as {state}; see {log_path}")
 
 
 @contextmanager
-def _supernode(path: Path, key: Path, *, port: int, link: SuperLink, log: IO[bytes]) -> Iterator[None]:
+def _programs(name: str, path: Path, key: Path, link: SuperLink, *, log: Path) -> Iterator[FlowerPrograms]:
+    """A site's programs, as `gliorn-client` starts them, with a folder of their own for their files."""
     config = read_site_config(path)
     server = ServerSpec(address=link.address, ca_certificate=link.authority, private_key=key)
     config = config.model_copy(update={"server": server})
-    process = start_supernode(config, path, port=port, environment=_quick(os.environ), log=log)
+    commands = FlowerCommands(kit_of(config, origin=path), config, path, _quick(os.environ))
+    commands.prepare()
+    programs = FlowerPrograms(commands, log)
     try:
-        yield
+        programs.start()
+        yield programs
     finally:
-        stop_group(process, patience_s=2.0)
+        programs.kill_all()
+        programs.close_events()
 
 
 @contextmanager

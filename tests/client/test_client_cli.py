@@ -1,7 +1,6 @@
 """`gliorn-client` as a hospital types it: what it prints, and how it ends."""
 
 import os
-import signal
 import stat
 import subprocess
 import sys
@@ -13,7 +12,8 @@ import pytest
 
 from client import cli
 from client.config import ServerSpec, read_site_config
-from client.join import start_supernode
+from client.flower_programs import FlowerCommands
+from client.kit import kit_of
 from tests.tiny_hospitals import study_text, write_tiny_hospital
 
 SPLITS = (("train", 2, 1), ("validation", 1, 1), ("test", 1, 1))
@@ -121,20 +121,20 @@ def open_umask() -> Iterator[None]:
         os.umask(before)
 
 
-def test_all_of_the_cache_is_its_owners_alone_whatever_the_umask(site: Path, study: Path, tmp_path: Path) -> None:
+def test_what_the_programs_of_a_site_read_is_its_owners_alone_whatever_the_umask(
+    site: Path, study: Path, tmp_path: Path
+) -> None:
     for name in ("ca.pem", "site.key"):
         (tmp_path / name).touch()
     server = ServerSpec(address="127.0.0.1:1", ca_certificate=tmp_path / "ca.pem", private_key=tmp_path / "site.key")
     config = read_site_config(site).model_copy(update={"server": server})
 
     with open_umask():
-        process = start_supernode(config, site, port=1, environment=os.environ)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        FlowerCommands(kit_of(config, origin=site), config, site, os.environ).prepare()
 
-    home = config.cache / "flower"
-    assert [stat.S_IMODE(path.stat().st_mode) for path in (config.cache, home)] == [0o700, 0o700]
-    assert stat.S_IMODE((home / "node.toml").stat().st_mode) == 0o600
+    home = tmp_path / "flower"
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in home.iterdir() if path.is_file()} == {0o600}
 
 
 JOINS = """

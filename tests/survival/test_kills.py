@@ -32,7 +32,8 @@ class Victim:
 
     Attributes:
         owner: "server", or "site" for a site drawn by the seed.
-        words: Words of the command line of the process below the owner; none for what the person started.
+        words: Words of the command line, or the name, of the process below the owner; none for what the person
+            started.
     """
 
     owner: str
@@ -46,7 +47,7 @@ VICTIMS = {
     "gateway": Victim("server", ("server.gateway",)),
     "start": Victim("server", ()),
     "SuperNode": Victim("site", ("client.supernode",)),
-    "ClientApp": Victim("site", ("client.guard",)),
+    "ClientApp": Victim("site", ("flwr-clientapp",)),
     "SuperExec of a site": Victim("site", ("client.superexec",)),
     "gliorn-client": Victim("site", ()),
 }

@@ -82,7 +82,7 @@ def trains(made: Deployment, site: str, round: int) -> Callable[[], bool]:
     def does() -> bool:
         _, found, told = flower_log(made, site).rpartition(f"ROUND {round}]")
         received = bool(found) and "Received successfully" in told and "Sending" not in told
-        return received and made.process_of(site, "client.guard") is not None
+        return received and made.process_of(site, "flwr-clientapp") is not None
 
     return does
 
