@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 from typing import Any
 
 from common.metrics.auc import pooled_auc
@@ -40,7 +38,7 @@ class Pool:
         """The sum over the sites; None where no pooled figure is formed."""
         if self.reason:
             return None
-        return reduce(add, (self.per_site[site] for site in sorted(self.per_site)))
+        return SiteStatistics.total([self.per_site[site] for site in sorted(self.per_site)])
 
 
 def pool_evaluations(evaluations: Mapping[str, Evaluation], *, missing: Mapping[str, str], study: Study) -> Pool:

@@ -10,14 +10,15 @@ Medical Tests (2003), chapter 5, for the logit interval.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
-from scipy.stats import norm
 
 from common.metrics.bins import Histogram
 from common.metrics.estimate import Estimate, not_estimable, without_interval
+from common.metrics.quantiles import normal_quantile
 
 NO_PAIRS = "a class has no patients, and the AUC compares patients of two classes"
 
@@ -83,33 +84,108 @@ def pooled_auc(histogram: Histogram, *, confidence: float = 0.95) -> Auc:
     return Auc(logit_interval(value, variance, num=num_patients, confidence=confidence), bin_error)
 
 
+@dataclass(frozen=True)
+class SiteAucs:
+    """What the AUCs of many sites are made of, from all their histograms at once.
+
+    Attributes:
+        sites: Their names; the lists below are in the same order.
+        num_patients: Patients of both classes.
+        pairs: Pairs of a patient with recurrence and one with necrosis.
+        twice_u: Twice the Mann–Whitney statistic.
+        tied: Pairs whose two patients share a bin.
+        variances: DeLong's; None where a class has fewer than 2 patients.
+    """
+
+    sites: tuple[str, ...]
+    num_patients: tuple[int, ...]
+    pairs: tuple[int, ...]
+    twice_u: tuple[int, ...]
+    tied: tuple[int, ...]
+    variances: tuple[float | None, ...]
+
+    def value(self, site: int) -> float:
+        """The AUC of the site at this place, which has pairs."""
+        return self.twice_u[site] / (2 * self.pairs[site])
+
+    def with_pairs(self) -> list[int]:
+        """Places of the sites that have patients of both classes."""
+        return [place for place, pairs in enumerate(self.pairs) if pairs > 0]
+
+
+def site_aucs(histograms: Mapping[str, Histogram]) -> SiteAucs:
+    """Count the pairs of every site; as whole numbers, so that nothing depends on the other sites."""
+    if not histograms:
+        return SiteAucs((), (), (), (), (), ())
+    flat = chain.from_iterable(chain.from_iterable(histograms.values()))
+    counts = np.fromiter(flat, dtype=np.int64).reshape(len(histograms), 2, -1)
+    recurrence, necrosis = (np.ascontiguousarray(counts[:, label]) for label in (0, 1))  # (S, B)
+    num_recurrence, num_necrosis = recurrence.sum(axis=1), necrosis.sum(axis=1)  # (S,)
+    up_to = np.cumsum(recurrence, axis=1)
+    twice_u = (necrosis * (2 * up_to - recurrence)).sum(axis=1)
+    pairs = num_recurrence * num_necrosis
+    variances: list[float | None] = [None] * len(histograms)
+    wanted = np.flatnonzero((num_recurrence >= 2) & (num_necrosis >= 2))
+    if wanted.size:
+        N0, N1 = num_recurrence[wanted, None].astype(np.float64), num_necrosis[wanted, None].astype(np.float64)
+        of_recurrence, of_necrosis = recurrence[wanted].astype(np.float64), necrosis[wanted].astype(np.float64)
+        auc = (twice_u[wanted] / (2 * pairs[wanted]))[:, None]
+        v1 = (up_to[wanted] - of_recurrence / 2) / N0
+        v0 = (N1 - np.cumsum(of_necrosis, axis=1) + of_necrosis / 2) / N1
+        squares_1, squares_0 = (v1 - auc) ** 2, (v0 - auc) ** 2
+        for row, place in enumerate(wanted.tolist()):
+            # Row by row: a product of matrices may sum in another order.
+            s10 = float(of_necrosis[row] @ squares_1[row]) / (float(N1[row, 0]) - 1)
+            s01 = float(of_recurrence[row] @ squares_0[row]) / (float(N0[row, 0]) - 1)
+            variances[place] = s10 / float(N1[row, 0]) + s01 / float(N0[row, 0])
+    return SiteAucs(
+        sites=tuple(histograms),
+        num_patients=tuple((num_recurrence + num_necrosis).tolist()),
+        pairs=tuple(pairs.tolist()),
+        twice_u=tuple(twice_u.tolist()),
+        tied=tuple((recurrence * necrosis).sum(axis=1).tolist()),
+        variances=tuple(variances),
+    )
+
+
 def within_site_auc(histograms: Iterable[Histogram], *, confidence: float = 0.95) -> Auc:
     """AUC over the pairs whose two patients are at the same site: free of shifts of the score between sites.
 
     Each site's AUC weighs as many as it has pairs; sites are independent, so their variances add with squared weights.
     """
-    with_pairs = [histogram for histogram in histograms if _num_pairs(histogram) > 0]
-    num_patients = sum(sum(map(sum, histogram)) for histogram in with_pairs)
-    pairs = sum(map(_num_pairs, with_pairs))
+    return within_site_auc_of(site_aucs({str(place): each for place, each in enumerate(histograms)}), confidence)
+
+
+def within_site_auc_of(aucs: SiteAucs, confidence: float) -> Auc:
+    """The same from what was counted before."""
+    with_pairs = aucs.with_pairs()
+    num_patients = sum(aucs.num_patients[place] for place in with_pairs)
+    pairs = sum(aucs.pairs)
     if pairs == 0:
         return Auc(not_estimable("no site has patients of both classes", num_patients), None)
-    value = sum(map(_twice_u, with_pairs)) / (2 * pairs)
-    bin_error = sum(map(_tied_pairs, with_pairs)) / (2 * pairs)
-    weights = [_num_pairs(histogram) / pairs for histogram in with_pairs]
-    estimate = _combined(value, with_pairs, weights, num=num_patients, confidence=confidence)
-    return Auc(estimate, bin_error)
+    value = sum(aucs.twice_u[place] for place in with_pairs) / (2 * pairs)
+    bin_error = sum(aucs.tied[place] for place in with_pairs) / (2 * pairs)
+    weights = [aucs.pairs[place] / pairs for place in with_pairs]
+    variances = [aucs.variances[place] for place in with_pairs]
+    return Auc(_combined(value, variances, weights, num=num_patients, confidence=confidence), bin_error)
 
 
 def macro_auc(histograms: Mapping[str, Histogram], *, confidence: float = 0.95) -> MacroAuc:
     """Mean AUC of the sites that have patients of both classes, each site counting the same."""
-    left_out = tuple(sorted(site for site, histogram in histograms.items() if _num_pairs(histogram) == 0))
-    with_pairs = [histogram for site, histogram in histograms.items() if site not in left_out]
+    return macro_auc_of(site_aucs(histograms), confidence)
+
+
+def macro_auc_of(aucs: SiteAucs, confidence: float) -> MacroAuc:
+    """The same from what was counted before."""
+    with_pairs = aucs.with_pairs()
+    left_out = tuple(sorted(set(aucs.sites) - {aucs.sites[place] for place in with_pairs}))
     if not with_pairs:
         return MacroAuc(not_estimable("no site has patients of both classes", 0), left_out)
     num_sites = len(with_pairs)
-    value = math.fsum(_twice_u(each) / (2 * _num_pairs(each)) for each in with_pairs) / num_sites
+    value = math.fsum(aucs.value(place) for place in with_pairs) / num_sites
     weights = [1 / num_sites] * num_sites
-    return MacroAuc(_combined(value, with_pairs, weights, num=num_sites, confidence=confidence), left_out)
+    variances = [aucs.variances[place] for place in with_pairs]
+    return MacroAuc(_combined(value, variances, weights, num=num_sites, confidence=confidence), left_out)
 
 
 def delong_tables(histogram: Histogram) -> DeLongTables:
@@ -149,10 +225,15 @@ def logit_interval(value: float, variance: float, *, num: int, confidence: float
     if variance <= 0.0:
         reason = "the scores do not vary within the classes, so the AUC has no interval"
         return without_interval(value, reason, num)
-    z = float(norm.isf((1.0 - confidence) / 2.0))
+    z = normal_quantile(confidence)
     half_width = z * math.sqrt(variance) / (value * (1.0 - value))
     centre = float(logit(value))
     return Estimate(value, float(expit(centre - half_width)), float(expit(centre + half_width)), num)
+
+
+def has_logit_interval(value: float, variance: float) -> bool:
+    """Whether `logit_interval` gives an interval."""
+    return value not in (0.0, 1.0) and variance > 0.0
 
 
 def roc_counts(histogram: Histogram) -> list[tuple[int, int]]:
@@ -170,10 +251,9 @@ def roc_counts(histogram: Histogram) -> list[tuple[int, int]]:
 
 
 def _combined(
-    value: float, histograms: Sequence[Histogram], weights: Sequence[float], *, num: int, confidence: float
+    value: float, variances: Sequence[float | None], weights: Sequence[float], *, num: int, confidence: float
 ) -> Estimate:
     """A weighted sum of independent AUCs, with the interval that their variances give it."""
-    variances = [delong_variance(histogram) for histogram in histograms]
     known = [variance for variance in variances if variance is not None]
     if len(known) < len(variances):
         reason = "a site has fewer than 2 patients of a class, so the AUC has no interval"

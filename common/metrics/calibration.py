@@ -11,16 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 from scipy.special import expit
-from scipy.stats import norm, t
-from statsmodels.genmod.families import Binomial
-from statsmodels.genmod.generalized_linear_model import GLM
 
 from common.metrics.bins import Histogram, MarginBins
 from common.metrics.calibration_sums import FIXED_POINT, NUM_TENTHS
 from common.metrics.estimate import Estimate, not_estimable, without_interval
 from common.metrics.proportions import IntervalMethod, proportion
+from common.metrics.quantiles import normal_quantile, student_quantile
 from common.metrics.site_statistics import SiteStatistics
 
 NO_VARIANCE = "what sites send does not hold the variance of this figure"
@@ -91,6 +88,10 @@ def fit_recalibration(histogram: Histogram, bins: MarginBins, *, confidence: flo
 
     Not estimable where a threshold separates the classes, since the likelihood then has no maximum.
     """
+    # Late: statsmodels takes a second to import, and a site or a round never needs it.
+    from statsmodels.genmod.families import Binomial
+    from statsmodels.genmod.generalized_linear_model import GLM
+
     margins, recurrence, necrosis = _occupied(histogram, bins)
     num = int(recurrence.sum() + necrosis.sum())
     if (reason := _why_no_slope(margins, recurrence, necrosis)) is not None:
@@ -119,6 +120,8 @@ def fit_recalibration(histogram: Histogram, bins: MarginBins, *, confidence: flo
 
 def fit_in_the_large(histogram: Histogram, bins: MarginBins, *, confidence: float = 0.95) -> Estimate:
     """Calibration-in-the-large: the a of logit P(necrosis) = a + margin; not estimable without both classes."""
+    from scipy.optimize import brentq
+
     margins, recurrence, necrosis = _occupied(histogram, bins)
     patients = recurrence + necrosis
     num, num_necrosis = int(patients.sum()), float(necrosis.sum())
@@ -171,6 +174,8 @@ def fit_temperature(histogram: Histogram, bins: MarginBins, *, confidence: float
 
 def _root_above_zero(falling: Callable[[float], float], first_guess: float) -> float:
     """Where a function that is positive at 0 and falls for ever crosses 0."""
+    from scipy.optimize import brentq
+
     above = first_guess
     while falling(above) >= 0.0:
         above *= 2.0
@@ -228,7 +233,7 @@ def _observed_minus_expected(statistics: SiteStatistics, confidence: float) -> E
     variance = max(_brier_sum(statistics) / (num * FIXED_POINT) - mean**2, 0.0) / (num - 1)
     if variance == 0.0:
         return without_interval(mean, "all patients differ by the same, which gives no variance", num)
-    half_width = float(t.isf((1.0 - confidence) / 2.0, num - 1)) * math.sqrt(variance)
+    half_width = student_quantile(confidence, num - 1) * math.sqrt(variance)
     return Estimate(mean, mean - half_width, mean + half_width, num)
 
 
@@ -249,4 +254,4 @@ def _tenths(statistics: SiteStatistics, confidence: float, interval: IntervalMet
 
 
 def _z(confidence: float) -> float:
-    return float(norm.isf((1.0 - confidence) / 2.0))
+    return normal_quantile(confidence)

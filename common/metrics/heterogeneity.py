@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scipy.special import expit, logit
-from scipy.stats import norm, t
 
-from common.metrics.auc import delong_variance, pooled_auc
+from common.metrics.auc import SiteAucs, has_logit_interval, site_aucs
 from common.metrics.bins import Histogram
 from common.metrics.estimate import Estimate, not_estimable, without_interval
+from common.metrics.quantiles import normal_quantile, student_quantile
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,20 @@ def share_between_sites(counts: Mapping[str, tuple[int, int]], *, confidence: fl
 
 def auc_between_sites(histograms: Mapping[str, Histogram], *, confidence: float = 0.95) -> BetweenSites:
     """AUC across sites; sites whose AUC has no interval are left out."""
-    effects, usable = [], {}
-    for site, histogram in histograms.items():
-        estimate = pooled_auc(histogram, confidence=confidence).estimate
-        variance = delong_variance(histogram)
-        if estimate.value is not None and estimate.low is not None and variance is not None:
-            spread = estimate.value * (1.0 - estimate.value)
-            effects.append((float(logit(estimate.value)), variance / spread**2))
-            usable[site] = histogram
-    return combine_logits(effects, left_out=_left_out(histograms, usable), confidence=confidence)
+    return auc_between_sites_of(site_aucs(histograms), confidence)
+
+
+def auc_between_sites_of(aucs: SiteAucs, confidence: float) -> BetweenSites:
+    """The same from what was counted before."""
+    effects, usable = [], set()
+    for place in aucs.with_pairs():
+        value, variance = aucs.value(place), aucs.variances[place]
+        if variance is not None and has_logit_interval(value, variance):
+            spread = value * (1.0 - value)
+            effects.append((float(logit(value)), variance / spread**2))
+            usable.add(aucs.sites[place])
+    left_out = tuple(sorted(site for site in aucs.sites if site not in usable))
+    return combine_logits(effects, left_out=left_out, confidence=confidence)
 
 
 def combine_logits(
@@ -93,12 +98,11 @@ def combine_logits(
     q = _cochran_q(effects)
     tau_squared = _dersimonian_laird(effects, q)
     mean, variance = _hartung_knapp(effects, tau_squared)
-    tail = (1.0 - confidence) / 2.0
-    half_width = float(t.isf(tail, k - 1)) * math.sqrt(variance)
+    half_width = student_quantile(confidence, k - 1) * math.sqrt(variance)
     value = float(expit(mean))
     prediction = not_estimable("a prediction interval needs 3 sites", k)
     if k > 2:
-        reach = float(t.isf(tail, k - 2)) * math.sqrt(tau_squared + variance)
+        reach = student_quantile(confidence, k - 2) * math.sqrt(tau_squared + variance)
         prediction = Estimate(value, float(expit(mean - reach)), float(expit(mean + reach)), k)
     return BetweenSites(
         mean=Estimate(value, float(expit(mean - half_width)), float(expit(mean + half_width)), k),
@@ -144,7 +148,7 @@ def _i_squared(q: float, k: int, confidence: float) -> Estimate:
     else:
         error = math.sqrt((1.0 - 1.0 / (3.0 * (k - 2) ** 2)) / (2.0 * (k - 2)))
     log_h = 0.5 * math.log(max(1.0, q / (k - 1)))
-    half_width = float(norm.isf((1.0 - confidence) / 2.0)) * error
+    half_width = normal_quantile(confidence) * error
     low, high = (max(0.0, 1.0 - math.exp(-2.0 * end)) for end in (log_h - half_width, log_h + half_width))
     return Estimate(value, low, high, k)
 

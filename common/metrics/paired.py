@@ -18,12 +18,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 from common.errors import DataError, ProtocolError
 from common.metrics.auc import NO_PAIRS, delong_tables
 from common.metrics.bins import Histogram
 from common.metrics.estimate import Estimate, not_estimable, without_interval
+from common.metrics.quantiles import normal_quantile
 from common.metrics.site_statistics import MAX_PATIENTS
 
 DIFFERENCE_UNIT = 2**30
@@ -331,7 +331,7 @@ def _with_interval(value: float, variance: float | None, *, num: int, confidence
         return without_interval(value, TOO_FEW, num)
     if variance == 0.0:
         return without_interval(value, NO_VARIANCE, num)
-    half_width = float(norm.isf((1.0 - confidence) / 2.0)) * math.sqrt(variance)
+    half_width = normal_quantile(confidence) * math.sqrt(variance)
     return Estimate(value, max(value - half_width, -1.0), min(value + half_width, 1.0), num)
 
 

@@ -6,14 +6,12 @@ The pooled row counts patients: it is what the union of all patients gives, neve
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from functools import reduce
-from operator import add
 
 from common.errors import ProtocolError
-from common.metrics.auc import Auc, MacroAuc, macro_auc, pooled_auc, roc_counts, within_site_auc
+from common.metrics.auc import Auc, MacroAuc, macro_auc_of, pooled_auc, roc_counts, site_aucs, within_site_auc_of
 from common.metrics.bins import Histogram, MarginBins
 from common.metrics.calibration import CalibrationFigures, calibration_figures
-from common.metrics.heterogeneity import BetweenSites, auc_between_sites, share_between_sites
+from common.metrics.heterogeneity import BetweenSites, auc_between_sites_of, share_between_sites
 from common.metrics.proportions import ConfusionFigures, IntervalMethod, confusion_figures
 from common.metrics.site_statistics import SiteStatistics
 
@@ -73,6 +71,7 @@ def pooled_figures(
     confidence: float = 0.95,
     interval: IntervalMethod = "wilson",
     prevalence: float | None = None,
+    rows: bool = True,
 ) -> PooledFigures:
     """Every figure, from what the sites sent.
 
@@ -81,6 +80,7 @@ def pooled_figures(
         confidence: Coverage of every interval.
         interval: Method for shares of patients.
         prevalence: Share of necrosis for which PPV and NPV are also wanted.
+        rows: Whether each site gets a row of its own, which takes a logistic fit for each.
 
     Raises:
         ProtocolError: If there is no site, or their statistics cannot be added.
@@ -88,8 +88,8 @@ def pooled_figures(
     if not per_site:
         raise ProtocolError("evaluation: no site sent statistics, expected at least one")
     sites = {name: per_site[name] for name in sorted(per_site)}
-    pool = reduce(add, sites.values())
-    histograms = {name: statistics.histogram for name, statistics in sites.items()}
+    pool = SiteStatistics.total(list(sites.values()))
+    aucs = site_aucs({name: statistics.histogram for name, statistics in sites.items()})
     sensitivity, specificity = _shares_between_sites(sites, confidence)
 
     def row(statistics: SiteStatistics) -> Figures:
@@ -100,12 +100,12 @@ def pooled_figures(
         interval=interval,
         statistics=pool,
         pooled=row(pool),
-        per_site={name: row(statistics) for name, statistics in sites.items()},
-        within_site_auc=within_site_auc(histograms.values(), confidence=confidence),
-        macro_auc=macro_auc(histograms, confidence=confidence),
+        per_site={name: row(statistics) for name, statistics in sites.items()} if rows else {},
+        within_site_auc=within_site_auc_of(aucs, confidence),
+        macro_auc=macro_auc_of(aucs, confidence),
         sensitivity_between_sites=sensitivity,
         specificity_between_sites=specificity,
-        auc_between_sites=auc_between_sites(histograms, confidence=confidence),
+        auc_between_sites=auc_between_sites_of(aucs, confidence),
     )
 
 

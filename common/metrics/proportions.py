@@ -20,12 +20,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from scipy.stats import norm
-from statsmodels.stats.proportion import proportion_confint
-
 from common.errors import ConfigError
 from common.metrics.confusion import Confusion
 from common.metrics.estimate import Estimate, not_estimable, without_interval
+from common.metrics.quantiles import normal_quantile
 
 IntervalMethod = Literal["wilson", "clopper-pearson"]
 _STATSMODELS_NAMES = {"wilson": "wilson", "clopper-pearson": "beta"}
@@ -112,6 +110,8 @@ def proportion(
         confidence: Coverage of the interval.
         interval: How the interval is made.
     """
+    from statsmodels.stats.proportion import proportion_confint  # late: it takes a second to import
+
     if out_of == 0:
         return not_estimable(f"there are no {whose}", 0)
     ends = proportion_confint(count, out_of, alpha=1.0 - confidence, method=_STATSMODELS_NAMES[interval])
@@ -141,7 +141,7 @@ def matthews_correlation(counts: Confusion, *, confidence: float = 0.95) -> Esti
     ) / n
     if variance <= 0.0:
         return without_interval(mcc, "the correlation's variance vanishes, so it has no interval", n)
-    half_width = float(norm.isf((1.0 - confidence) / 2.0)) * math.sqrt(variance) / (1.0 - mcc**2)
+    half_width = normal_quantile(confidence) * math.sqrt(variance) / (1.0 - mcc**2)
     centre = math.atanh(mcc)
     return Estimate(mcc, math.tanh(centre - half_width), math.tanh(centre + half_width), n)
 

@@ -5,7 +5,9 @@ the same numbers can go through secure aggregation.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,6 +107,23 @@ class SiteStatistics:
                 self.num_patients[1] + other.num_patients[1],
             ),
         )
+
+    @classmethod
+    def total(cls, statistics: Sequence["SiteStatistics"]) -> "SiteStatistics":
+        """The sum of all, which + also gives, one after the other and more slowly.
+
+        Raises:
+            ProtocolError: As + does.
+            IndexError: If there is none.
+        """
+        bins, nothing = statistics[0].bins, ((), ())
+        if any(each.bins != bins for each in statistics):
+            return reduce(add, statistics)  # says which differ
+        rest = reduce(add, (replace(each, histogram=nothing) for each in statistics))
+        recurrence, necrosis = (
+            tuple(map(sum, zip(*(each.histogram[label] for each in statistics), strict=True))) for label in (0, 1)
+        )
+        return replace(rest, histogram=(recurrence, necrosis))
 
     def to_integers(self) -> dict[str, list[int]]:
         """The message: `schema` names the lists and their lengths."""

@@ -6,14 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.model_state import Array, ModelState
-
-_SUMS_AT_A_TIME = 2**18
-"""Sums of this many numbers are formed over all states before the next ones. In float64 they fit into a processor's
-last cache; less would look up states that lie on disk more often."""
-
-_NUMBERS_AT_A_TIME = 2**14
-"""Numbers of one state that are widened to float64 at a time; these fit into the cache of a core."""
+from common.model_state import Array, ModelState, blocks
 
 
 def weighted_mean(states: Sequence[tuple[ModelState, float]], *, reference: ModelState) -> dict[str, Array]:
@@ -35,7 +28,7 @@ def weighted_mean(states: Sequence[tuple[ModelState, float]], *, reference: Mode
     for name, array in reference.items():
         result = np.empty(array.shape, dtype=array.dtype)
         flat = result.reshape(-1)
-        for block in parts_of(flat.size, _SUMS_AT_A_TIME):
+        for block in blocks(flat.size):
             flat[block] = as_type(mean_of_block(states, name, block, total=total), array.dtype)
         mean[name] = result
     return mean
@@ -59,18 +52,8 @@ def mean_of_block(
     """The mean of a part of one array, in float64; shape (length of the block,)."""
     sums = np.zeros(block.stop - block.start, dtype=np.float64)
     for state, weight in states:
-        _add_weighted(sums, state[name].reshape(-1)[block], weight)
-    sums /= total
-    return sums
-
-
-def _add_weighted(sums: NDArray[np.float64], values: Array, weight: float) -> None:
-    """Add values times a weight; in short parts, since products of the whole length would pass through main memory."""
-    product = np.empty(min(sums.size, _NUMBERS_AT_A_TIME), dtype=np.float64)
-    for part in parts_of(sums.size, _NUMBERS_AT_A_TIME):
-        shortened = product[: part.stop - part.start]
-        np.multiply(values[part], weight, out=shortened, dtype=np.float64)
-        sums[part] += shortened
+        sums += weight * state[name].reshape(-1)[block].astype(np.float64)
+    return sums / total
 
 
 def parts_of(size: int, length: int) -> Iterator[slice]:

@@ -8,6 +8,7 @@ from simulations.benchmark.result import Benchmark
 
 MODULES = {
     "aggregation": "simulations.benchmark.aggregation",
+    "statistics": "simulations.benchmark.statistics",
 }
 """Module of each benchmark, in the order in which all of them are run. Each has a BENCHMARK."""
 
