@@ -99,7 +99,13 @@ def cohort_of(reading: SourceReading, config: SiteConfig, study: Study) -> Cohor
             f"of its {study.split.num_folds} folds (split.num_folds); take part with a table without the column split, "
             "or agree with the coordinator on a study without num_folds"
         )
-    if "train" not in named.values():
+    if config.name in study.participation.held_out:
+        if "test" not in named.values():
+            raise ConfigError(
+                f"{config.data.path}: no patient is in split test, and the study holds this site out of training; name "
+                "test patients or delete the column split"
+            )
+    elif "train" not in named.values():
         raise ConfigError(
             f"{config.data.path}: no patient is in split train; name training patients or delete the column split"
         )

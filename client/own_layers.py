@@ -3,12 +3,12 @@
 FedBN: Li et al. 2021, arXiv:2102.07623. SiloBN: Andreux et al. 2020, arXiv:2008.07424.
 """
 
-import math
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
+from client.sampling import num_batches
 from common.model_state import ModelState, require_same_parameters
 from common.models import build_model, initial_state, local_names, set_state
 from common.models.norm import norm_layers
@@ -72,7 +72,7 @@ def estimate_statistics(model: nn.Module, images: Tensor, *, batch_size: int, ge
         layer.momentum = None  # torch's word for the cumulative average
         layer.train()
     order = torch.randperm(len(images), generator=generator)
-    num_parts = max(1, min(math.ceil(len(images) / batch_size), len(images) // 2))
+    num_parts = num_batches(len(images), batch_size=max(batch_size, 2))
     with torch.no_grad():
         for part in torch.tensor_split(order, num_parts):
             model(images[part].to(device))

@@ -43,11 +43,20 @@ def has_both_classes(labels: Tensor) -> bool:
 def batches(num_exams: int, *, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Indices of the batches of one pass in random order.
 
-    The pass is cut into ceil(n / batch_size) parts of nearly equal size, so that no batch of a single exam is left
-    over, on which batch norm would fail.
+    The pass is cut into `num_batches` parts of nearly equal size.
     """
     order = torch.randperm(num_exams, generator=generator)
-    return iter(torch.tensor_split(order, math.ceil(num_exams / batch_size)))
+    return iter(torch.tensor_split(order, num_batches(num_exams, batch_size=batch_size)))
+
+
+def num_batches(num_exams: int, *, batch_size: int) -> int:
+    """Batches of one pass: ceil(n / batch_size), or one less where an exam would be alone in one.
+
+    Batch norm cannot tell anything of a single exam. It is left over in batches of two from an odd number of exams, of
+    which one batch has three then. Batches are of one exam alone where the study says so, or where a site has no other.
+    """
+    parts = math.ceil(num_exams / batch_size)
+    return max(1, min(parts, num_exams // 2)) if batch_size > 1 else parts
 
 
 class _Classes:

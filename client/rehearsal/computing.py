@@ -1,7 +1,6 @@
 """Whether this machine can do a round of a study, and how long it will take."""
 
 import json
-import math
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from client.config import SiteConfig
 from client.rehearsal.findings import Finding, shown_bytes, shown_seconds
 from client.rehearsal.resources import ModelSize, available_memory, check_gpu_memory, check_memory
 from client.rehearsal.trial import Trial
+from client.sampling import num_batches
 from common.errors import GliornError
 from common.study import Study
 
@@ -56,6 +56,9 @@ def rehearse_computing(config: SiteConfig, site_file: Path, study: Study, *, siz
         study: The study.
         size: Of its model.
     """
+    if config.name in study.participation.held_out:
+        found = "the study holds this site out of training; it only evaluates the finished model"
+        return (Finding("computing", "step", "ok", found, study=study.name),)
     available = available_memory()
     started = time.monotonic()
     try:
@@ -126,7 +129,7 @@ def steps_per_round(study: Study, num_exams: int) -> int:
     if spec.local_steps is not None:
         return spec.local_steps
     assert spec.local_epochs is not None, "a study gives one of both"
-    return spec.local_epochs * math.ceil(num_exams / spec.batch_size)
+    return spec.local_epochs * num_batches(num_exams, batch_size=spec.batch_size)
 
 
 def estimate_round(

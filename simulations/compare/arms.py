@@ -12,7 +12,6 @@ sites; so does one of the pooled arms:
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from client.sampling import num_batches
 from common.errors import ConfigError
 from common.study import Study, parse_study
 from server.method_studies import METHODS, study_of_method
@@ -67,7 +67,7 @@ def with_equal_steps(study: Study, num_training: Mapping[str, int]) -> Study:
     epochs = study.training.local_epochs
     if epochs is None:
         return study
-    batches = [math.ceil(number / study.training.batch_size) for number in num_training.values()]
+    batches = [num_batches(number, batch_size=study.training.batch_size) for number in num_training.values()]
     steps = max(1, round(epochs * sum(batches) / len(batches)))
     return _with(study, {"training": {"local_epochs": None, "local_steps": steps}})
 
@@ -157,7 +157,7 @@ def studies_of_arm(base: Study, arm: str, sites: Sequence[str]) -> dict[str, Stu
             return {"": _with(study_of_method(base, arm), {"evaluation": pooled})}
 
 
-def num_batches(base: Study, arm: str, num_sites: int) -> int:
+def num_batches_of_run(base: Study, arm: str, num_sites: int) -> int:
     """Batches of the base's size that a run of an arm trains on, the measure of its cost."""
     steps = base.training.local_steps
     assert steps is not None, "arms are compared by steps"

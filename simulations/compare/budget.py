@@ -11,7 +11,7 @@ from torch.nn import functional
 from client.training import build_optimizer
 from common.models import build_model
 from common.study import Study
-from simulations.compare.arms import ArmRun, num_batches
+from simulations.compare.arms import ArmRun, num_batches_of_run
 
 TIMED_S = 0.5
 
@@ -59,8 +59,8 @@ def budget_of(
     """
     steps: dict[str, int] = {}
     for run in runs:
-        steps[run.arm] = steps.get(run.arm, 0) + num_batches(base, run.arm, num_sites)
-    to_do = sum(num_batches(base, run.arm, num_sites) for run in left)
+        steps[run.arm] = steps.get(run.arm, 0) + num_batches_of_run(base, run.arm, num_sites)
+    to_do = sum(num_batches_of_run(base, run.arm, num_sites) for run in left)
     return Budget(len(runs), len(left), steps, math.ceil(to_do * step_s / workers) / 60, workers)
 
 

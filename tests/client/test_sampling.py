@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.sampling import batches, batches_of_round
+from client.sampling import batches, batches_of_round, num_batches
 from common.study import TrainingSpec
 
 
@@ -69,3 +69,21 @@ def test_same_seed_draws_the_same_and_another_one_does_not() -> None:
 @pytest.mark.parametrize("labels", [labels_of(9, 0), labels_of(0, 9)], ids=["recurrence alone", "necrosis alone"])
 def test_exams_of_one_class_are_shuffled(labels: torch.Tensor) -> None:
     assert drawn(spec(), labels) == drawn(spec(sampling="shuffled"), labels)
+
+
+@given(st.integers(2, 60), st.integers(2, 9))
+def test_no_exam_is_ever_alone_in_a_batch(num_exams: int, batch_size: int) -> None:
+    parts = list(batches(num_exams, batch_size=batch_size, generator=torch.Generator().manual_seed(0)))
+
+    assert min(len(part) for part in parts) >= 2
+    assert sorted(torch.cat(parts).tolist()) == list(range(num_exams))
+    assert max(len(part) for part in parts) <= batch_size + (batch_size == 2 and num_exams % 2)
+
+
+@given(st.integers(1, 60), st.integers(1, 9))
+def test_batches_are_cut_as_ever_where_no_exam_would_be_alone(num_exams: int, batch_size: int) -> None:
+    ceiling = -(-num_exams // batch_size)
+
+    found = num_batches(num_exams, batch_size=batch_size)
+
+    assert found == ceiling - (batch_size == 2 and num_exams % 2 == 1 and num_exams > 1)

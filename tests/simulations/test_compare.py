@@ -27,7 +27,7 @@ from simulations.compare import scores as scores_module
 from simulations.compare.arms import (
     ArmRun,
     digest_of_comparison,
-    num_batches,
+    num_batches_of_run,
     require_arms,
     runs_of_arms,
     studies_of_arm,
@@ -84,9 +84,9 @@ def test_every_model_takes_the_same_steps_and_pooled_sees_as_many_patients() -> 
 def test_federated_and_pooled_arms_cost_the_same_batches() -> None:
     long = studies_of_arm(STUDY, "pooled_long", SITES)[""]
 
-    assert {num_batches(STUDY, arm, 3) for arm in ("pooled", "pooled_long", "fedavg")} == {6}
+    assert {num_batches_of_run(STUDY, arm, 3) for arm in ("pooled", "pooled_long", "fedavg")} == {6}
     assert long.rounds * (long.training.local_steps or 0) == 6
-    assert num_batches(STUDY, "ditto", 3) == 12  # the personal model is trained too
+    assert num_batches_of_run(STUDY, "ditto", 3) == 12  # the personal model is trained too
 
 
 def test_site_that_is_left_out_never_trains() -> None:
