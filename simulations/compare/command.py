@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from importlib.resources import files
 from operator import add
@@ -22,6 +22,7 @@ from server.method_studies import require_methods, study_text
 from server.record import RESEARCH_USE_ONLY
 from server.report.comparison_page import ArmRow, ComparisonContents, DifferenceRow, GainRow, render_comparison
 from server.run_folder import write_atomically, write_json
+from simulations.compare.allowed import finest_allowed
 from simulations.compare.arms import FIXED_ARMS, ArmRun, require_arms, runs_of_arms, with_equal_steps
 from simulations.compare.budget import Budget, budget_of, timed_step_s
 from simulations.compare.figures import ABROAD, LOCAL, ArmSeed, abroad_row, arm_row, difference_row, gain_rows
@@ -75,6 +76,7 @@ def compare_command(arguments: argparse.Namespace, console: Console) -> int:
         console.print("Next: the same command without --dry-run.")
         return 0
     sites = read_sites(arguments.site or phantoms_of(arguments, plan.base, plan.workers, console))
+    plan = replace(plan, base=allowed_base(plan.base, sites, arguments, console))
     plan = _with_steps(plan, sites)
     prepare_exams(plan.base, sites, plan.workers, console)
     pooled = _pooled_sites(plan, sites)
@@ -152,6 +154,15 @@ def _site_names(arguments: argparse.Namespace) -> list[str]:
 def phantoms_of(arguments: argparse.Namespace, base: Study, workers: int, console: Console) -> list[Path]:
     """The phantom hospitals that a command line asks for, drawn where they are not there yet."""
     return phantom_sites(arguments, console, seed=base.seed, spacing_mm=DEMO_SPACING_MM, workers=workers)
+
+
+def allowed_base(base: Study, sites: Sites, arguments: argparse.Namespace, console: Console) -> Study:
+    """The study with the bins that all sites show, which is said where they are fewer; see `finest_allowed`."""
+    configs = {name: config for name, (_, config) in sites.items()}
+    allowed = finest_allowed(base, configs, is_own=arguments.study is None)
+    if allowed != base:
+        console.print(f"Scores are counted in {allowed.evaluation.num_bins} bins, the most that every site shows.")
+    return allowed
 
 
 def _with_steps(plan: Plan, sites: Sites) -> Plan:

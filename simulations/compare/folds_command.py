@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from server.method_studies import fold_name, require_methods, study_of_fold, stu
 from server.out_of_fold import OutOfFold, fold_run, lines_of, out_of_fold
 from server.record import RESEARCH_USE_ONLY
 from server.run_folder import write_json
+from simulations.compare.allowed import withheld_folds
 from simulations.compare.budget import timed_step_s
-from simulations.compare.command import base_study, phantoms_of, prepare_exams
+from simulations.compare.command import allowed_base, base_study, phantoms_of, prepare_exams
 from simulations.phantom_sites import positive
 from simulations.processors import default_workers
 from simulations.side_by_side import PlannedRun, carry_side_by_side
@@ -68,8 +69,11 @@ def folds_command(arguments: argparse.Namespace, console: Console) -> int:
         console.print("Next: the same command without --dry-run.")
         return 0
     sites = read_sites(arguments.site or phantoms_of(arguments, plan.base, plan.workers, console))
-    prepare_exams(plan.base, sites, plan.workers, console)
+    plan = replace(plan, base=allowed_base(plan.base, sites, arguments, console))
     runs = plan.runs([path for path, _ in sites.values()])
+    for line in withheld_folds(runs, {name: config for name, (_, config) in sites.items()}):
+        console.print(f"Warning: {line}", style="yellow")
+    prepare_exams(plan.base, sites, plan.workers, console)
     left = [run for run in runs if run.record() is None]
     _tell_budget(plan, left, step_s, console)
     failed: dict[str, str] = {}

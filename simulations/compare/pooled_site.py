@@ -59,10 +59,23 @@ def write_pooled_site(folder: Path, sites: Mapping[str, SiteConfig], study: Stud
         "cache": str((folder.parent / "cache").resolve()),
         "device": first.device,
         "torch_threads": first.torch_threads,
-        "disclosure": {"min_patients": 1, "min_cell": 1, "max_bins": 1024},
+        "disclosure": strictest(sites),
     }
     _write_same(folder / "site.yaml", yaml.safe_dump(values, sort_keys=False))
     return folder / "site.yaml"
+
+
+def strictest(sites: Mapping[str, SiteConfig]) -> dict[str, int]:
+    """What the pooled site lets leave: no more than the strictest of the sites, so that its figures rest on like rules.
+
+    The fewest training patients are not among it: they are those of the whole pool.
+    """
+    rules = [config.disclosure for config in sites.values()]
+    return {
+        "min_patients": 1,
+        "min_cell": max(rule.min_cell for rule in rules),
+        "max_bins": min(rule.max_bins for rule in rules),
+    }
 
 
 def share_cache(folder: Path, sites: Mapping[str, SiteConfig]) -> None:
