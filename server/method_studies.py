@@ -63,22 +63,73 @@ def study_of_method(base: Study, method: str) -> Study:
     return _parsed(_changed(values, METHODS[method]), method)
 
 
-def studies_of_plan(base: Study, methods: Sequence[str], *, num_folds: int | None, repeats: int) -> dict[str, Study]:
-    """All studies of a comparison by the name of their file: one for each method, or for each method and fold.
+def studies_of_plan(
+    base: Study, methods: Sequence[str], *, num_folds: int | None, repeats: int, num_seeds: int = 1
+) -> dict[str, Study]:
+    """All studies of a comparison by the name of their file: one for each method and seed, or for each method and fold.
+
+    Args:
+        base: What they have in common; its seed is the first one.
+        methods: Their names.
+        num_folds: Parts of a cross-validation; None for none.
+        repeats: Its divisions into parts.
+        num_seeds: Seeds, each of which splits the patients anew, where the sites' tables name no splits.
 
     Raises:
         ConfigError: If they cannot be.
     """
     studies: dict[str, Study] = {}
-    for method in methods:
+    for seed in range(base.seed, base.seed + num_seeds):
+        for method in methods if num_folds is None else ():
+            name = method if num_seeds == 1 else f"{method}-seed-{seed}"
+            studies[name] = _named(_seeded(study_of_method(base, method), seed), f"{base.name}-{name}")
+    for method in methods if num_folds is not None else ():
         study = study_of_method(base, method)
-        if num_folds is None:
-            studies[method] = _named(study, f"{base.name}-{method}")
-        for repeat in range(repeats if num_folds is not None else 0):
+        for repeat in range(repeats):
             for fold in range(num_folds or 0):
                 name = fold_name(method, fold=fold, repeat=repeat)
                 studies[name] = _named(study_of_fold(study, num_folds or 0, fold, repeat), f"{base.name}-{name}")
     return studies
+
+
+def studies_without_each(base: Study, sites: Sequence[str], *, num_seeds: int) -> dict[str, Study]:
+    """The federation by plain FedAvg without each site in turn, which is tested all the same.
+
+    Args:
+        base: What the studies of the comparison have in common.
+        sites: All that take part in them.
+        num_seeds: As in `studies_of_plan`.
+
+    Raises:
+        ConfigError: If there are not sites enough, or the base holds one out already.
+    """
+    if base.participation.held_out:
+        raise ConfigError("leave_one_out: the study has participation.held_out already; delete it there")
+    others = len(sites) - 1
+    if others < 1:
+        raise ConfigError("leave_one_out: needs two sites or more; name all of them with --sites, between commas")
+    participation = {"min_sites": min(base.participation.min_sites, others)}
+    least = {"min_pooled_sites": min(base.evaluation.min_pooled_sites, others)}
+    studies = {}
+    for seed in range(base.seed, base.seed + num_seeds):
+        for site in sites:
+            changes: Mapping[str, Mapping[str, object]] = {
+                "participation": {**participation, "held_out": [site]},
+                "evaluation": least,
+            }
+            values = _changed(study_of_method(base, "fedavg").model_dump(mode="json"), changes)
+            name = without_name(site) if num_seeds == 1 else f"{without_name(site)}-seed-{seed}"
+            studies[name] = _named(_seeded(_parsed(values, name), seed), f"{base.name}-{name}")
+    return studies
+
+
+def without_name(site: str) -> str:
+    """What the study and the run without a site are called."""
+    return f"without-{site}"
+
+
+def _seeded(study: Study, seed: int) -> Study:
+    return _parsed({**study.model_dump(mode="json"), "seed": seed}, f"seed {seed}")
 
 
 def fold_name(method: str, *, fold: int, repeat: int) -> str:

@@ -1,6 +1,7 @@
 """`gliorn-server compare`: runs beside each other, studies of a plan, and a cross-validation added up."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from server.cli import main
 from server.compare_with import find_models, note_models
 from server.method_studies import METHODS, require_methods, studies_of_plan, study_of_fold, study_of_method
 from server.out_of_fold import fold_run, lines_of, out_of_fold
+from server.repeated_runs import auc_of_held_out
+from tests.server.invented_runs import InventedSite, write_invented_run
 from tests.tiny_federation import Run, begin_run, carry_on, run_federation, write_hospitals
 from tests.tiny_hospitals import study_text
 
@@ -82,6 +85,28 @@ def test_plan_writes_studies_and_says_what_to_do_with_them(tmp_path: Path, capsy
     assert "local.yaml --name local --compare-with fedavg --wait" in told
 
 
+def test_plan_of_seeds_and_of_hospitals_left_out_says_what_it_costs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "study.yaml").write_text(study_text(seed=4, rounds=3))
+    words = ["compare", "--plan", str(tmp_path / "study.yaml"), "--methods", "fedavg,leave_one_out", "--seeds", "2"]
+
+    status = main([*words, "--sites", "a,b", "--out", str(tmp_path / "s")])
+
+    told = capsys.readouterr().out
+    studies = {path.stem: parse_study(path.read_text(), origin=path.name) for path in (tmp_path / "s").iterdir()}
+    assert status == 0
+    assert sorted(studies) == [
+        *("fedavg-seed-4", "fedavg-seed-5", "without-a-seed-4", "without-a-seed-5"),
+        *("without-b-seed-4", "without-b-seed-5"),
+    ]
+    assert studies["without-a-seed-5"].participation.held_out == ("a",)
+    assert studies["without-a-seed-5"].seed == 5
+    assert "Budget: 6 runs, 18 rounds of 1 epochs at a site, 6 fewer at one that is left out in turn." in told
+    assert "without-b-seed-5.yaml --name without-b-seed-5 --compare-with fedavg-seed-5 --wait" in told
+    assert "gliorn-server compare fedavg-seed-4 without-a-seed-4 without-b-seed-4 fedavg-seed-5" in told
+
+
 def test_study_of_an_earlier_plan_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "study.yaml").write_text(study_text(seed=4))
     words = ["compare", "--plan", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "s")]
@@ -126,16 +151,67 @@ def test_runs_are_shown_with_their_difference_and_what_each_hospital_gained(
 def test_runs_that_were_not_compared_are_shown_with_advice(
     runs: tuple[Run, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(["compare", str(runs[0].folder.path), "--out", str(tmp_path / "page.html")])
+    other = shutil.copytree(runs[0].folder.path, tmp_path / "other")
+    main(["compare", str(runs[0].folder.path), str(other), "--out", str(tmp_path / "page.html")])
 
     assert "No paired differences" in capsys.readouterr().out
+
+
+def test_seeds_and_hospitals_left_out_are_one_row_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sites = [InventedSite("a"), InventedSite("b", shift=0.5)]
+    names = []
+    for seed in (1, 2):
+        write_invented_run(tmp_path / f"fedavg-seed-{seed}", sites, rounds=2, seed=seed)
+        for site in "ab":
+            held_out = {"held_out": [site], "min_sites": 1}
+            few = {"min_pooled_sites": 1}
+            name = f"without-{site}-seed-{seed}"
+            write_invented_run(
+                tmp_path / name, sites, rounds=2, seed=seed, participation=held_out, evaluation=few, name=name
+            )
+            names.append(name)
+
+    status = main(
+        [
+            *("compare", *(str(tmp_path / name) for name in ("fedavg-seed-1", "fedavg-seed-2", *names))),
+            *("--out", str(tmp_path / "page.html")),
+        ]
+    )
+
+    told = capsys.readouterr().out.splitlines()
+    assert status == 0
+    assert [line.partition(":")[0] for line in told[:2]] == ["fedavg", "without each hospital"]
+    assert ", AUC " not in told[1]
+
+
+def test_auc_of_hospitals_left_out_is_that_within_sites(tmp_path: Path) -> None:
+    """The invented models differ in nothing, so that leaving each out gives the AUC within sites of one test."""
+    records = []
+    for site in "ab":
+        folder = write_invented_run(
+            tmp_path / site,
+            [InventedSite("a"), InventedSite("b", shift=0.5)],
+            rounds=2,
+            participation={"held_out": [site], "min_sites": 1},
+            evaluation={"min_pooled_sites": 1},
+        )
+        records.append(json.loads(folder.record.read_text()))
+
+    found = auc_of_held_out(records, confidence=0.95)
+
+    expected = records[0]["figures"]["test"]["figures"]["within_site_auc"]["estimate"]
+    assert found.value == pytest.approx(expected["value"], abs=1e-12)
+    assert found.low == pytest.approx(expected["low"])
+    assert found.high == pytest.approx(expected["high"])
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         pytest.param([], "no run is named", id="nothing"),
-        pytest.param(["absent"], "absent or unreadable, expected the record of a run", id="absent"),
+        pytest.param(["one"], "one is named alone; name two runs or more", id="one run"),
+        pytest.param(["one", "one"], "one is named alone", id="one run twice"),
+        pytest.param(["absent", "gone"], "absent or unreadable, expected the record of a run", id="absent"),
         pytest.param(["--plan", "s.yaml", "run"], "takes no runs", id="both"),
         pytest.param(["--plan", "absent.yaml"], "unreadable (FileNotFoundError)", id="no study"),
     ],
