@@ -118,34 +118,39 @@ def site_aucs(histograms: Mapping[str, Histogram]) -> SiteAucs:
     if not histograms:
         return SiteAucs((), (), (), (), (), ())
     flat = chain.from_iterable(chain.from_iterable(histograms.values()))
-    counts = np.fromiter(flat, dtype=np.int64).reshape(len(histograms), 2, -1)
-    recurrence, necrosis = (np.ascontiguousarray(counts[:, label]) for label in (0, 1))  # (S, B)
-    num_recurrence, num_necrosis = recurrence.sum(axis=1), necrosis.sum(axis=1)  # (S,)
-    up_to = np.cumsum(recurrence, axis=1)
-    twice_u = (necrosis * (2 * up_to - recurrence)).sum(axis=1)
-    pairs = num_recurrence * num_necrosis
-    variances: list[float | None] = [None] * len(histograms)
-    wanted = np.flatnonzero((num_recurrence >= 2) & (num_necrosis >= 2))
-    if wanted.size:
-        N0, N1 = num_recurrence[wanted, None].astype(np.float64), num_necrosis[wanted, None].astype(np.float64)
-        of_recurrence, of_necrosis = recurrence[wanted].astype(np.float64), necrosis[wanted].astype(np.float64)
-        auc = (twice_u[wanted] / (2 * pairs[wanted]))[:, None]
-        v1 = (up_to[wanted] - of_recurrence / 2) / N0
-        v0 = (N1 - np.cumsum(of_necrosis, axis=1) + of_necrosis / 2) / N1
-        squares_1, squares_0 = (v1 - auc) ** 2, (v0 - auc) ** 2
-        for row, place in enumerate(wanted.tolist()):
-            # Row by row: a product of matrices may sum in another order.
-            s10 = float(of_necrosis[row] @ squares_1[row]) / (float(N1[row, 0]) - 1)
-            s01 = float(of_recurrence[row] @ squares_0[row]) / (float(N0[row, 0]) - 1)
-            variances[place] = s10 / float(N1[row, 0]) + s01 / float(N0[row, 0])
+    counts = np.fromiter(flat, dtype=np.float64).reshape(len(histograms), 2, -1)
+    recurrence, necrosis = counts[:, 0], counts[:, 1]  # (S, B)
+    N0, N1 = recurrence.sum(axis=1), necrosis.sum(axis=1)  # (S,)
+    # Whole numbers and halves below 2^53: exact, in whatever order they are summed.
+    v1 = np.cumsum(recurrence, axis=1) - recurrence / 2
+    v0 = N1[:, None] - np.cumsum(necrosis, axis=1) + necrosis / 2
+    twice_u = 2 * np.einsum("sb,sb->s", necrosis, v1)
+    tied = np.einsum("sb,sb->s", recurrence, necrosis)
+    pairs = N0 * N1
+    auc = (twice_u / np.maximum(2 * pairs, 1))[:, None]
+    squares_1 = (v1 / np.maximum(N0, 1)[:, None] - auc) ** 2
+    squares_0 = (v0 / np.maximum(N1, 1)[:, None] - auc) ** 2
+    variances = [
+        # Row by row: a product of matrices may sum in another order.
+        float(of_necrosis @ to_1) / (n1 - 1) / n1 + float(of_recurrence @ to_0) / (n0 - 1) / n0
+        if n0 >= 2 and n1 >= 2
+        else None
+        for of_recurrence, of_necrosis, to_1, to_0, n0, n1 in zip(
+            recurrence, necrosis, squares_1, squares_0, N0.tolist(), N1.tolist(), strict=True
+        )
+    ]
     return SiteAucs(
         sites=tuple(histograms),
-        num_patients=tuple((num_recurrence + num_necrosis).tolist()),
-        pairs=tuple(pairs.tolist()),
-        twice_u=tuple(twice_u.tolist()),
-        tied=tuple((recurrence * necrosis).sum(axis=1).tolist()),
+        num_patients=_whole(N0 + N1),
+        pairs=_whole(pairs),
+        twice_u=_whole(twice_u),
+        tied=_whole(tied),
         variances=tuple(variances),
     )
+
+
+def _whole(values: NDArray[np.float64]) -> tuple[int, ...]:
+    return tuple(values.astype(np.int64).tolist())
 
 
 def within_site_auc(histograms: Iterable[Histogram], *, confidence: float = 0.95) -> Auc:

@@ -4,6 +4,7 @@ A probability travels as q = round(p·2^20). Everything else is made from q by w
 back to 2^20, and the calibration bin of a patient is the tenth in which q lies. The error of a mean is below 1e-6.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +61,20 @@ class CalibrationSums:
             tenth_p=tuple(int(q[member].sum()) for member in members),
             tenth_necrosis=tuple(int(labels[member].sum()) for member in members),
             tenth_patients=tuple(int(member.sum()) for member in members),
+        )
+
+    @classmethod
+    def total(cls, sums: Sequence["CalibrationSums"]) -> "CalibrationSums":
+        """The sum of all, which + also gives, one after the other and more slowly."""
+        tenths = (
+            tuple(map(sum, zip(*column, strict=True)))
+            for column in zip(*((each.tenth_p, each.tenth_necrosis, each.tenth_patients) for each in sums), strict=True)
+        )
+        return cls(
+            sum(each.p for each in sums),
+            sum(each.p_squared for each in sums),
+            sum(each.p_necrosis for each in sums),
+            *tenths,
         )
 
     def __add__(self, other: "CalibrationSums") -> "CalibrationSums":

@@ -5,7 +5,7 @@ the same numbers can go through secure aggregation.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
@@ -113,17 +113,27 @@ class SiteStatistics:
         """The sum of all, which + also gives, one after the other and more slowly.
 
         Raises:
-            ProtocolError: As + does.
+            ProtocolError: Where + does.
             IndexError: If there is none.
         """
-        bins, nothing = statistics[0].bins, ((), ())
-        if any(each.bins != bins for each in statistics):
-            return reduce(add, statistics)  # says which differ
-        rest = reduce(add, (replace(each, histogram=nothing) for each in statistics))
+        first = statistics[0]
+        confusions = [each.confusion for each in statistics if each.confusion is not None]
+        if any(each.bins != first.bins for each in statistics) or len(confusions) not in (0, len(statistics)):
+            return reduce(add, statistics)  # says what differs
         recurrence, necrosis = (
             tuple(map(sum, zip(*(each.histogram[label] for each in statistics), strict=True))) for label in (0, 1)
         )
-        return replace(rest, histogram=(recurrence, necrosis))
+        return cls(
+            bins=first.bins,
+            histogram=(recurrence, necrosis),
+            confusion=reduce(add, confusions) if confusions else None,
+            calibration=CalibrationSums.total([each.calibration for each in statistics]),
+            loss_sum=sum(each.loss_sum for each in statistics),
+            num_patients=(
+                sum(each.num_patients[0] for each in statistics),
+                sum(each.num_patients[1] for each in statistics),
+            ),
+        )
 
     def to_integers(self) -> dict[str, list[int]]:
         """The message: `schema` names the lists and their lengths."""
