@@ -24,12 +24,15 @@ from client.consent import require_consent
 from client.journal import JOURNAL_VARIABLE, Kind, append
 from client.kit import SITE_CONFIG_KEY
 from client.site import Site
+from client.site_memory import SiteMemory
 from client.time_limit import time_limit
+from client.upload import coded_reply
 from common.errors import ConfigError, ConsentError, DataError, DisclosureError, DiskFullError, GliornError
 from common.messages import (
     ping_records,
     read_compare_task,
     read_describe_task,
+    read_duplicates_task,
     read_evaluate_task,
     read_statistics_task,
     read_train_task,
@@ -37,7 +40,17 @@ from common.messages import (
     sizes_of_records,
 )
 from common.study import Study
-from common.tasks import CompareTask, DescribeTask, EvaluateTask, Failure, Reply, StatisticsTask, TrainTask
+from common.tasks import (
+    CompareTask,
+    DescribeTask,
+    DuplicatesTask,
+    EvaluateTask,
+    Failure,
+    Reply,
+    StatisticsTask,
+    TrainReply,
+    TrainTask,
+)
 
 __all__ = ["SITE_CONFIG_KEY", "app"]
 
@@ -54,8 +67,8 @@ _ADVICE = {
 
 _DISK_FULL = "; the disk that holds the folder `cache` of site.yaml is full: make room there"
 
-Task = DescribeTask | TrainTask | EvaluateTask | CompareTask | StatisticsTask
-TaskT = TypeVar("TaskT", DescribeTask, TrainTask, EvaluateTask, CompareTask, StatisticsTask)
+Task = DescribeTask | TrainTask | EvaluateTask | CompareTask | StatisticsTask | DuplicatesTask
+TaskT = TypeVar("TaskT", DescribeTask, TrainTask, EvaluateTask, CompareTask, StatisticsTask, DuplicatesTask)
 
 app = ClientApp()
 
@@ -75,7 +88,12 @@ def ping(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Evaluate the state that arrived, then train it."""
-    return _answer(message, context, "train", read_train_task, lambda site, task: site.train(task))
+    return _answer(message, context, "train", read_train_task, _train)
+
+
+def _train(site: Site, task: TrainTask) -> TrainReply:
+    memory = SiteMemory(site.config.cache, run=task.run, study_digest=site.study.digest)
+    return coded_reply(site.train(task), task, memory)
 
 
 @app.evaluate()
@@ -94,6 +112,12 @@ def compare(message: Message, context: Context) -> Message:
 def statistics(message: Message, context: Context) -> Message:
     """Show statistics of the cohort, where this site agreed to that."""
     return _answer(message, context, "statistics", read_statistics_task, lambda site, task: site.show_statistics())
+
+
+@app.query("duplicates")
+def duplicates(message: Message, context: Context) -> Message:
+    """Blind images, where this site agreed to have its patients compared with those of others."""
+    return _answer(message, context, "duplicates", read_duplicates_task, lambda site, task: site.blind_patients(task))
 
 
 _open_sites: dict[str, Site] = {}

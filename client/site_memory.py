@@ -13,12 +13,12 @@ from common.model_state import Array, ModelState, decode_state, encode_state
 
 log = logging.getLogger(__name__)
 
-Part = Literal["own", "personal", "fine-tuned", "control", "optimizer", "personal-optimizer"]
+Part = Literal["own", "personal", "fine-tuned", "control", "optimizer", "personal-optimizer", "residual"]
 """What is kept: the entries of the model that stay here, Ditto's model, the fine-tuned last block, SCAFFOLD's control
-variate, and the optimisers' states."""
+variate, the optimisers' states, and what coded updates have lost."""
 
 _PARTS: tuple[Part, ...] = get_args(Part)
-_FOR_THE_NEXT_ROUND = ("control", "optimizer", "personal-optimizer")
+_FOR_THE_NEXT_ROUND = ("control", "optimizer", "personal-optimizer", "residual")
 """Parts that training alone needs; the others are evaluated, also those of the best round."""
 
 

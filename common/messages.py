@@ -7,7 +7,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -16,6 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from pydantic import ValidationError
 
 from common.cohort_statistics import CohortStatistics
+from common.duplicates import BlindedPatients
 from common.errors import ProtocolError
 from common.metrics.bins import MAX_BINS, Histogram, MarginBins
 from common.metrics.paired import DifferenceSums, SiteComparison
@@ -27,6 +28,8 @@ from common.tasks import (
     CompareReply,
     CompareTask,
     DescribeTask,
+    DuplicatesReply,
+    DuplicatesTask,
     EvaluateReply,
     EvaluateTask,
     Evaluation,
@@ -40,6 +43,7 @@ from common.tasks import (
     TrainReply,
     TrainTask,
 )
+from common.update_codec import CodedUpdate
 
 PROTOCOL = 2
 MESSAGE_TYPES = {
@@ -48,6 +52,7 @@ MESSAGE_TYPES = {
     EvaluateTask: "evaluate",
     CompareTask: "query.compare",
     StatisticsTask: "query.statistics",
+    DuplicatesTask: "query.duplicates",
 }
 """Flower's message type for each task; the part after the dot names the handler."""
 
@@ -59,7 +64,14 @@ MAX_FAILURE_CODE = 40
 
 _KEY_STATE, _KEY_TASK, _KEY_REPLY, _KEY_STATISTICS = "state", "task", "reply", "statistics"
 _KEY_CONTROL, _KEY_PERSONAL, _KEY_PERSONAL_STATISTICS = "control", "personal", "personal-statistics"
-_KEY_COMPARISON, _KEY_COHORT = "comparison", "cohort-statistics"
+_KEY_UPDATE, _KEY_SCALES = "update", "scales"
+_KEY_COMPARISON, _KEY_COHORT, _KEY_PATIENTS = "comparison", "cohort-statistics", "blinded-patients"
+_ARRAYS_IN_WORDS = {
+    _KEY_STATE: "model state",
+    _KEY_CONTROL: "control variate",
+    _KEY_UPDATE: "coded update",
+    _KEY_SCALES: "scales of a coded update",
+}
 _HISTOGRAMS = ("first_recurrence", "first_necrosis", "second_recurrence", "second_necrosis")
 _RUN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _MAX_COUNT = 10**9
@@ -75,7 +87,9 @@ def bins_of(study: Study) -> MarginBins:
 # --- tasks ------------------------------------------------------------------------------------------------------------
 
 
-def task_records(task: DescribeTask | TrainTask | EvaluateTask | CompareTask | StatisticsTask) -> RecordDict:
+def task_records(
+    task: DescribeTask | TrainTask | EvaluateTask | CompareTask | StatisticsTask | DuplicatesTask,
+) -> RecordDict:
     """A task as Flower records."""
     config: dict[str, Any] = {"protocol": PROTOCOL, "study": task.study.model_dump_json()}
     match task:
@@ -105,7 +119,11 @@ def task_records(task: DescribeTask | TrainTask | EvaluateTask | CompareTask | S
                     f"{place}-study": model.study_digest,
                     f"{place}-personal": int(model.personal),
                 }
+        case DuplicatesTask():
+            config |= {"run": task.run}
     records = RecordDict({_KEY_TASK: ConfigRecord(config)})
+    if isinstance(task, DuplicatesTask) and task.patients is not None:
+        records[_KEY_PATIENTS] = _patients_record(task.patients)
     if isinstance(task, TrainTask | EvaluateTask):
         records[_KEY_STATE] = _array_record(task.state)
     if isinstance(task, CompareTask) and task.pools is not None:
@@ -194,6 +212,13 @@ def read_statistics_task(records: RecordDict) -> StatisticsTask:
     return StatisticsTask(_Values(records, _KEY_TASK).study())
 
 
+def read_duplicates_task(records: RecordDict) -> DuplicatesTask:
+    """Read a task at a site; raises like `read_describe_task`."""
+    values = _Values(records, _KEY_TASK)
+    patients = _read_patients(records) if _KEY_PATIENTS in records else None
+    return DuplicatesTask(values.study(), values.text("run", pattern=_RUN), patients)
+
+
 def _threshold(values: "_Values", key: str) -> float | None:
     threshold = values.numbers(key, length=None, low=-np.inf, high=np.inf)
     if len(threshold) > 1:
@@ -224,6 +249,9 @@ def reply_records(reply: Reply) -> RecordDict:
             records = RecordDict({_KEY_REPLY: ConfigRecord(config)})
             if reply.state:
                 records[_KEY_STATE] = _array_record(reply.state)
+            if reply.update is not None:
+                records[_KEY_UPDATE] = _array_record(reply.update.values)
+                records[_KEY_SCALES] = _array_record(reply.update.scales)
             if reply.control is not None:
                 records[_KEY_CONTROL] = _array_record(reply.control)
             return _with_statistics(records, reply.evaluation)
@@ -239,13 +267,8 @@ def reply_records(reply: Reply) -> RecordDict:
             return records
         case CompareReply():
             return _compare_reply_records(reply)
-        case StatisticsReply():
-            config = {"protocol": PROTOCOL, "study-digest": reply.study_digest, "withheld": reply.withheld}
-            records = RecordDict({_KEY_REPLY: ConfigRecord(config)})
-            if reply.statistics is not None:
-                integers = reply.statistics.to_integers()
-                records[_KEY_COHORT] = MetricRecord({name: list(cells) for name, cells in integers.items()})
-            return records
+        case StatisticsReply() | DuplicatesReply():
+            return _cohort_reply_records(reply)
 
 
 def _compare_reply_records(reply: CompareReply) -> RecordDict:
@@ -296,16 +319,20 @@ def read_manifest(records: RecordDict) -> SiteManifest | Failure:
 
 
 def read_train_reply(records: RecordDict, *, study: Study) -> TrainReply | Failure:
-    """Read a site's answer to a `TrainTask`; raises like `read_manifest`."""
+    """Read a site's answer to a `TrainTask`; raises like `read_manifest`.
+
+    A coded update is read as it came: it takes the state that the site was sent to decode it.
+    """
     values = _Values(records, _KEY_REPLY)
     if (failure := values.failure()) is not None:
         return failure
     patients = values.wholes("num-patients", length=2, low=0, high=_MAX_COUNT)
+    is_coded = study.communication.upload != "fp32"
     seconds = values.numbers("seconds", length=2, low=0.0, high=1e9)
     return TrainReply(
         study_digest=values.text("study-digest", pattern=r"[0-9a-f]{64}"),
         round=values.whole("round", low=1, high=study.rounds),
-        state={} if study.aggregation.method == "local" else _read_arrays(records),
+        state={} if study.aggregation.method == "local" or is_coded else _read_arrays(records),
         num_patients=(patients[0], patients[1]),
         num_steps=values.whole("num-steps", low=1, high=_MAX_COUNT),
         train_loss=values.number("train-loss", low=-sys.float_info.max, high=sys.float_info.max),
@@ -313,6 +340,9 @@ def read_train_reply(records: RecordDict, *, study: Study) -> TrainReply | Failu
         seconds=(seconds[0], seconds[1]),
         evaluation=_read_evaluation(records, values, study=study, has_threshold=False),
         control=_read_arrays(records, key=_KEY_CONTROL) if study.training.control_variates else None,
+        update=CodedUpdate(_read_arrays(records, key=_KEY_UPDATE), _read_arrays(records, key=_KEY_SCALES))
+        if is_coded
+        else None,
     )
 
 
@@ -381,6 +411,44 @@ def read_statistics_reply(records: RecordDict, task: StatisticsTask) -> Statisti
     )
 
 
+def _cohort_reply_records(reply: StatisticsReply | DuplicatesReply) -> RecordDict:
+    config: dict[str, Any] = {"protocol": PROTOCOL, "study-digest": reply.study_digest}
+    if isinstance(reply, DuplicatesReply):
+        return RecordDict({_KEY_REPLY: ConfigRecord(config), _KEY_PATIENTS: _patients_record(reply.patients)})
+    records = RecordDict({_KEY_REPLY: ConfigRecord(config | {"withheld": reply.withheld})})
+    if reply.statistics is not None:
+        integers = reply.statistics.to_integers()
+        records[_KEY_COHORT] = MetricRecord({name: list(cells) for name, cells in integers.items()})
+    return records
+
+
+def read_duplicates_reply(records: RecordDict) -> DuplicatesReply | Failure:
+    """Read a site's answer to a `DuplicatesTask`; raises like `read_manifest`."""
+    values = _Values(records, _KEY_REPLY)
+    if (failure := values.failure()) is not None:
+        return failure
+    return DuplicatesReply(
+        study_digest=values.text("study-digest", pattern=r"[0-9a-f]{64}"), patients=_read_patients(records)
+    )
+
+
+def _patients_record(patients: Sequence[BlindedPatients]) -> ConfigRecord:
+    return ConfigRecord({str(place): list(each.groups) for place, each in enumerate(patients)})
+
+
+def _read_patients(records: RecordDict) -> tuple[BlindedPatients, ...]:
+    record = records.get(_KEY_PATIENTS)
+    if not isinstance(record, ConfigRecord) or set(record) != {str(place) for place in range(len(record))}:
+        raise ProtocolError("the message holds no blinded patients; both sides need the same version of this program")
+    read = []
+    for place in range(len(record)):
+        groups = record[str(place)]
+        if not isinstance(groups, list) or not all(isinstance(group, bytes) for group in groups):
+            raise ProtocolError("blinded patients must be lists of bytes")
+        read.append(BlindedPatients.from_groups(cast(list[bytes], groups)))
+    return tuple(read)
+
+
 def sizes_of_records(records: RecordDict) -> dict[str, dict[str, int]]:
     """For each part of a message its size: "arrays" and "bytes", or "values"."""
     sizes = {}
@@ -391,6 +459,28 @@ def sizes_of_records(records: RecordDict) -> dict[str, dict[str, int]]:
             values = [len(value) if isinstance(value, list) else 1 for value in record.values()]
             sizes[name] = {"values": sum(values)}
     return sizes
+
+
+def content_bytes(records: RecordDict) -> int:
+    """Bytes of what a message says: arrays as they travel, 8 for each number, and texts; without Flower's framing."""
+    size = 0
+    for record in records.values():
+        for value in record.values():
+            items = value if isinstance(value, list) else [value]
+            size += sum(_bytes_of(item) for item in items)
+    return size
+
+
+def _bytes_of(value: object) -> int:
+    match value:
+        case FlowerArray():
+            return len(value.data)
+        case str():
+            return len(value.encode())
+        case bytes():
+            return len(value)
+        case _:
+            return 8
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -505,14 +595,16 @@ def _array_record(state: ModelState) -> ArrayRecord:
 def _read_arrays(records: RecordDict, *, key: str = _KEY_STATE) -> dict[str, Array]:
     record = records.get(key)
     if not isinstance(record, ArrayRecord) or not record:
-        what = "model state" if key == _KEY_STATE else "control variate"
-        raise ProtocolError(f"the message holds no {what}; both sides need the same version of this program")
+        raise ProtocolError(
+            f"the message holds no {_ARRAYS_IN_WORDS[key]}; both sides need the same version of this program"
+        )
     state = {}
     for name, array in record.items():
         try:
             state[name] = _read_array(array)
         except ValueError as error:
-            raise ProtocolError(f"array {name[:80]!r} of the model state is unreadable: {error}") from None
+            what = _ARRAYS_IN_WORDS[key]
+            raise ProtocolError(f"array {name[:80]!r} of the {what} is unreadable: {error}") from None
     return state
 
 

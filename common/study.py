@@ -258,6 +258,16 @@ class ParticipationSpec(Settings):
     )
 
 
+class CommunicationSpec(Settings):
+    """How model states travel."""
+
+    upload: Literal["fp32", "fp16_delta", "int8_delta"] = Field(
+        default="fp32",
+        description="what a site sends of its training: the state itself (fp32), or its difference from the state it "
+        "was sent in 2 bytes a parameter (fp16_delta) or in 1 (int8_delta, with error feedback); buffers are exact",
+    )
+
+
 class OperatingPointSpec(Settings):
     """How the decision threshold is chosen on the pooled validation patients."""
 
@@ -347,6 +357,7 @@ class Study(Settings):
     aggregation: AggregationSpec = Field(default_factory=AggregationSpec)
     personalization: PersonalizationSpec = Field(default_factory=PersonalizationSpec)
     participation: ParticipationSpec
+    communication: CommunicationSpec = Field(default_factory=CommunicationSpec)
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
     split: SplitSpec = Field(default_factory=SplitSpec)
 
@@ -376,6 +387,8 @@ class Study(Settings):
             raise ValueError(
                 "aggregation local has no model for sites that do not train; delete participation.held_out"
             )
+        if method == "local" and self.communication.upload != "fp32":
+            raise ValueError("aggregation local sends no state; delete communication.upload")
         if self.model.norm in ("fedbn", "silobn") and method == "multi_krum":
             raise ValueError("multi_krum picks whole states, which do not exist with norm fedbn or silobn; use median")
         return self
@@ -413,6 +426,7 @@ ADDED_SETTINGS: Mapping[str, tuple[str, ...]] = {
     "aggregation": tuple(AggregationSpec.model_fields),
     "personalization": tuple(PersonalizationSpec.model_fields),
     "participation": ("held_out",),
+    "communication": tuple(CommunicationSpec.model_fields),
     "split": ("num_folds", "fold", "repeat"),
 }
 """Settings that came after version 0.2, by section. Their defaults are what 0.2 did, and must never change."""

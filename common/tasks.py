@@ -4,11 +4,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from common.cohort_statistics import CohortStatistics
+from common.duplicates import BlindedPatients
 from common.metrics.bins import Histogram
 from common.metrics.paired import DifferenceSums, SiteComparison
 from common.metrics.site_statistics import SiteStatistics
 from common.model_state import ModelState
 from common.study import Study
+from common.update_codec import CodedUpdate
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -111,6 +113,20 @@ class StatisticsTask:
 
 
 @dataclass(frozen=True)
+class DuplicatesTask:
+    """Asks a site to blind its patients' images, or those that the sites have blinded before.
+
+    Attributes:
+        run: Name of the run; the site's secret is of this run alone.
+        patients: Of each site; None to ask for the site's own.
+    """
+
+    study: Study
+    run: str
+    patients: tuple[BlindedPatients, ...] | None = None
+
+
+@dataclass(frozen=True)
 class SiteManifest:
     """What a site brings to a study: counts, digests and versions; nothing about a single patient.
 
@@ -164,6 +180,8 @@ class TrainReply:
         optimizer: "fresh" or "continued".
         seconds: Time for evaluation and for training.
         control: SCAFFOLD's control variate of the site after the round; None without SCAFFOLD.
+        update: The state as a coded difference from the one that was sent, in place of the state, which is empty then;
+            None where the study's `communication.upload` is fp32.
     """
 
     study_digest: str
@@ -176,6 +194,7 @@ class TrainReply:
     seconds: tuple[float, float]
     evaluation: Evaluation = field(kw_only=True)
     control: ModelState | None = field(default=None, kw_only=True)
+    update: CodedUpdate | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -221,10 +240,18 @@ class StatisticsReply:
 
 
 @dataclass(frozen=True)
+class DuplicatesReply:
+    """Patients whose images the site has blinded: its own, or for each entry of the task one."""
+
+    study_digest: str
+    patients: tuple[BlindedPatients, ...]
+
+
+@dataclass(frozen=True)
 class Failure:
     """A site could not do what was asked. The reason is a code; its text stays at the site."""
 
     code: str
 
 
-Reply = SiteManifest | TrainReply | EvaluateReply | CompareReply | StatisticsReply | Failure
+Reply = SiteManifest | TrainReply | EvaluateReply | CompareReply | StatisticsReply | DuplicatesReply | Failure

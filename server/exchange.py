@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 
 from common.bundle import read_refusal
 from common.flower_private import NodeInfo
-from common.messages import PING_TYPE, ping_records
+from common.messages import PING_TYPE, content_bytes, ping_records
 from server.flower_private import UnreadableReplyError
 from server.patient_grid import PatientGrid, Pull
 
@@ -60,6 +60,7 @@ def collect(
     timeout_s: float,
     enough: int,
     on_reply: Callable[[str, RecordDict], None],
+    on_sent: Callable[[str, int], None] = lambda site, num_bytes: None,
 ) -> dict[str, str]:
     """Send the same content to several sites and collect their replies.
 
@@ -77,12 +78,13 @@ def collect(
         timeout_s: Seconds until the loop gives up on the sites that have not answered.
         enough: Replies without which it goes on waiting for sites that are not connected.
         on_reply: Called with the site and the content of its reply as soon as it is here, at most once for each site.
+        on_sent: Called with the site and the bytes of the content whenever it has been sent that.
 
     Returns:
         The reason for each site that gave no usable reply.
     """
     slots = [_Slot(site, nodes[site]) for site in sorted(nodes)]
-    exchange = _Exchange(PatientGrid(grid), slots, content, message_type, group, timeout_s, on_reply)
+    exchange = _Exchange(PatientGrid(grid), slots, content, message_type, group, timeout_s, on_reply, on_sent)
     try:
         exchange.run(enough)
     finally:
@@ -103,6 +105,7 @@ class _Exchange:
     group: str
     timeout_s: float
     on_reply: Callable[[str, RecordDict], None]
+    on_sent: Callable[[str, int], None]
     started: float = field(default_factory=time.monotonic)
 
     def run(self, enough: int) -> None:
@@ -133,8 +136,12 @@ class _Exchange:
         if not unsent:
             return
         content = self.content()
+        num_bytes = content_bytes(content)
         for slot in unsent:
-            slot.sent(self.link.send(self._message(slot, self.message_type, content)), online[slot.node])
+            number = self.link.send(self._message(slot, self.message_type, content))
+            slot.sent(number, online[slot.node])
+            if number is not None:
+                self.on_sent(slot.site, num_bytes)
 
     def _look_after(self, slot: "_Slot", info: NodeInfo | None) -> None:
         if slot.should_ping(info):

@@ -21,6 +21,8 @@ class SiteRound:
         seconds: What it spent on evaluation and on training.
         received_bytes: Size of its model state, and of its control variate.
         control_norm: Norm of its control variate; None without SCAFFOLD.
+        bytes_down: Bytes of what it was sent, as often as that was sent; without the framing of Flower and TLS.
+        bytes_up: Bytes of its reply, likewise. Both are None for a site that was not asked.
     """
 
     status: SiteStatus
@@ -34,6 +36,8 @@ class SiteRound:
     seconds: tuple[float, float] | None = None
     received_bytes: int | None = None
     control_norm: float | None = None
+    bytes_down: int | None = None
+    bytes_up: int | None = None
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from common.errors import ProtocolError
-from common.messages import MESSAGE_TYPES, read_train_reply, task_records
+from common.messages import MESSAGE_TYPES, content_bytes, read_train_reply, task_records
 from common.model_state import ModelState, encode_state
 from common.study import Study
-from common.tasks import Evaluation, Failure, SiteManifest, TrainTask
+from common.tasks import Evaluation, Failure, SiteManifest, TrainReply, TrainTask
+from common.update_codec import decode_update
 from server.aggregation import Memory, aggregation_weight, balanced_class_weights, mean_control, next_state
 from server.disk import once_there_is_room
 from server.exchange import collect
@@ -92,7 +93,11 @@ def run_round(
         aggregation: What is needed to make the next state of their replies.
         answered: Called with each site whose reply has come.
     """
-    reception = _Reception(task, folder, manifests)
+    reception = _Reception(task, folder, manifests, aggregation.trained)
+    sent = dict.fromkeys(nodes, 0)
+
+    def note_sent(site: str, num_bytes: int) -> None:
+        sent[site] += num_bytes
 
     def take(site: str, records: RecordDict) -> None:
         reception.take(site, records)
@@ -107,8 +112,10 @@ def run_round(
         timeout_s=task.study.participation.round_timeout_s,
         enough=task.study.participation.min_sites,
         on_reply=take,
+        on_sent=note_sent,
     )
     reception.sites |= {name: SiteRound("failed", reason) for name, reason in failures.items()}
+    reception.note_bytes(sent)
     reception.refuse_outliers(task.study.participation.max_update_norm_ratio)
     accepted = {name: site for name, site in sorted(reception.sites.items()) if site.status == "accepted"}
     for name, site in sorted(reception.sites.items()):
@@ -146,7 +153,11 @@ def _aggregate(
 class _Reception:
     """Takes the replies of one round."""
 
-    def __init__(self, task: TrainTask, folder: RunFolder, manifests: Mapping[str, SiteManifest]) -> None:
+    def __init__(
+        self, task: TrainTask, folder: RunFolder, manifests: Mapping[str, SiteManifest], trained: Set[str]
+    ) -> None:
+        self._trained = trained
+        self._bytes_up: dict[str, int] = {}
         self._task = task
         self._folder = folder
         self._manifests = manifests
@@ -158,11 +169,13 @@ class _Reception:
 
     def take(self, site: str, records: RecordDict) -> None:
         task = self._task
+        self._bytes_up[site] = content_bytes(records)
         try:
             reply = read_train_reply(records, study=task.study)
             if isinstance(reply, Failure):
                 self.sites[site] = SiteRound("failed", reply.code)
                 return
+            reply = self._decoded(reply)
             norm = screen_train_reply(
                 reply,
                 study_digest=task.study.digest,
@@ -192,6 +205,25 @@ class _Reception:
             received_bytes=received_bytes,
             control_norm=control_norm,
         )
+
+    def _decoded(self, reply: TrainReply) -> TrainReply:
+        """The reply with the state that its coded update stands for: what is checked and aggregated.
+
+        Raises:
+            ProtocolError: If the update cannot be decoded.
+        """
+        scheme = self._task.study.communication.upload
+        if reply.update is None or scheme == "fp32":
+            return reply
+        state = decode_update(reply.update, self._task.state, scheme, trained=self._trained)
+        return replace(reply, state=state, update=None)
+
+    def note_bytes(self, sent: Mapping[str, int]) -> None:
+        """Note what went to each site and what came of it."""
+        self.sites = {
+            name: replace(site, bytes_down=sent[name], bytes_up=self._bytes_up.get(name, 0))
+            for name, site in self.sites.items()
+        }
 
     @staticmethod
     def _store(path: Path, state: ModelState) -> int:

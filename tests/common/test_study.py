@@ -30,7 +30,7 @@ BROKEN: dict[str, tuple[dict[str, object], str, str]] = {
     "unknown section": (
         {"privacy": {"epsilon": 1.0}},
         "privacy",
-        "known here: aggregation, augmentation, evaluation, model",
+        "known here: aggregation, augmentation, communication",
     ),
     "unknown choice": ({"training": {"optimizer": "adam"}}, "optimizer", "found 'adam', input should be 'adamw' or"),
     "text for a number": ({"rounds": "many"}, "rounds", "found 'many', input should be a valid integer"),
@@ -192,6 +192,7 @@ OTHER_VALUES: dict[str, object] = {
     "aggregation.server_learning_rate": 0.5,
     "personalization.method": "ditto",
     "participation.held_out": ["hospital-f"],
+    "communication.upload": "int8_delta",
     "split.num_folds": 5,
     "evaluation.operating_point.rule": "specificity",
     "evaluation.operating_point.value": 0.8,
@@ -248,7 +249,8 @@ def test_digest_changes_with_every_setting(setting: str) -> None:
 def test_digest_is_that_of_version_0_2_for_what_that_version_could_say() -> None:
     text = study_text(training={"learning_rate": 1 / 3, "max_grad_norm": 1e-7}, evaluation={"prevalence": 1e-5})
     added = {section: set(names) for section, names in ADDED_SETTINGS.items()}
-    of_0_2 = study(text).model_dump_json(exclude={**added, "aggregation": True, "personalization": True})
+    whole = dict.fromkeys(("aggregation", "personalization", "communication"), True)
+    of_0_2 = study(text).model_dump_json(exclude={**added, **whole})
 
     assert study(text).digest == hashlib.sha256(of_0_2.encode()).hexdigest()
     assert '"max_grad_norm":1e-7' in of_0_2, "the form of numbers is that of pydantic"
