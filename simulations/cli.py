@@ -165,6 +165,9 @@ def _add_statistics(commands: "argparse._SubParsersAction[argparse.ArgumentParse
         "--site", type=Path, action="append", metavar="FILE", help="site.yaml of a site; repeat it. Replaces phantoms"
     )
     statistics.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (runs/NAME-statistics-DATE)")
+    statistics.add_argument(
+        "--engine", default=None, choices=("in-process", "network"), help="what carries the messages (in-process)"
+    )
     _add_common(statistics, sites="A,B,C,D,E")
 
 

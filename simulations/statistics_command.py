@@ -16,7 +16,7 @@ from simulations.display import progress_bar
 from simulations.phantom_sites import PHANTOM_OPTIONS, phantom_sites, positive
 from simulations.processors import default_workers
 from simulations.run_command import DEMO_SPACING_MM, new_folder, study_yaml, with_changes
-from simulations.single_machine import carry, open_run, prepare_sites, read_sites, require_fitting
+from simulations.single_machine import EngineName, carry, open_run, prepare_sites, read_sites, require_fitting
 
 
 def statistics_command(arguments: argparse.Namespace, console: Console) -> int:
@@ -29,7 +29,8 @@ def statistics_command(arguments: argparse.Namespace, console: Console) -> int:
         arguments, console, seed=study.seed, spacing_mm=DEMO_SPACING_MM, workers=workers
     )
     sites = read_sites(paths)
-    require_fitting(study, sites, engine="in-process")
+    engine: EngineName = arguments.engine or "in-process"
+    require_fitting(study, sites, engine=engine)
     with progress_bar(console, "sites to prepare", len(sites)) as bar:
 
         def on_exam(_: str, done: int, of: int) -> None:
@@ -37,9 +38,9 @@ def statistics_command(arguments: argparse.Namespace, console: Console) -> int:
                 bar.advance()
 
         prepare_sites(study, sites, workers=workers, on_exam=on_exam)
-    folder = open_run(out, study_text=study_yaml(study), sites=sites, engine="in-process", trains=False)
+    folder = open_run(out, study_text=study_yaml(study), sites=sites, engine=engine, trains=False)
     note_statistics(folder)
-    record = carry(folder, sites, engine="in-process", workers=workers, faults=(), while_running=lambda: None)
+    record = carry(folder, sites, engine=engine, workers=workers, faults=(), while_running=lambda: None)
     for line in statistics_lines(read_statistics(folder)):
         console.print(line)
     console.print(f"{record['outcome']}. Page: {statistics_page(folder)}")
