@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from client.config import SiteConfig, read_site_config
 from client.prepare import prepare_site
@@ -15,18 +15,28 @@ from common.errors import ConfigError, GliornError, list_of_faults
 from common.study import Study, parse_study
 from server.initial_weights import require_weights
 from server.run_folder import Participants, RunFolder, create_run_folder
-from simulations.engines.in_process import run_in_process
 from simulations.engines.launch import EngineError, Launch
-from simulations.engines.network import run_network
-from simulations.engines.ray_runtime import run_ray
 from simulations.faults import Fault
 
 EngineName = Literal["in-process", "ray", "network"]
-ENGINES: Mapping[EngineName, Callable[[Launch], None]] = {
-    "in-process": run_in_process,
-    "ray": run_ray,
-    "network": run_network,
-}
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+
+
+def engine_of(name: EngineName) -> Callable[[Launch], None]:
+    """What carries a run; imported no sooner, since each needs other parts of Flower."""
+    match name:
+        case "in-process":
+            from simulations.engines.in_process import run_in_process
+
+            return run_in_process
+        case "ray":
+            from simulations.engines.ray_runtime import run_ray
+
+            return run_ray
+        case "network":
+            from simulations.engines.network import run_network
+
+            return run_network
 
 
 def read_sites(paths: Sequence[Path]) -> dict[str, tuple[Path, SiteConfig]]:
@@ -185,7 +195,7 @@ def carry(
     with _locked(folder), _called_often(while_running):
         try:
             # In the main thread, so that an interruption unwinds it and what it started is stopped.
-            ENGINES[engine](launch)
+            engine_of(engine)(launch)
         except GliornError:
             record = read_record(folder)
             if record is None or record["outcome"] != "INVALID":

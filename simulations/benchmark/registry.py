@@ -7,8 +7,10 @@ from common.errors import ConfigError
 from simulations.benchmark.result import Benchmark
 
 MODULES = {
+    "prepare": "simulations.benchmark.prepare",
     "aggregation": "simulations.benchmark.aggregation",
     "statistics": "simulations.benchmark.statistics",
+    "server-memory": "simulations.benchmark.server_memory",
 }
 """Module of each benchmark, in the order in which all of them are run. Each has a BENCHMARK."""
 

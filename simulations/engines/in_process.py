@@ -32,6 +32,9 @@ RUN_ID, SERVER_NODE = 1, 1
 CLIENT_APP_RAISED = 2
 """Flower's error code for a ClientApp that raised an exception."""
 
+_WAIT_S = 1.0
+"""How long a request for replies waits where no site has any; longer than the pauses of those who ask."""
+
 
 @dataclass
 class _Job:
@@ -65,6 +68,7 @@ class InProcessGrid(Grid):
         self._jobs: dict[str, _Job] = {}
         self._stuck: set[int] = set()
         self._lock = threading.Lock()
+        self._answered = threading.Condition(self._lock)
         self._waiting: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         for _ in range(workers):
             self._start_worker()
@@ -91,6 +95,7 @@ class InProcessGrid(Grid):
                 self._stuck.discard(job.message.metadata.dst_node_id)
                 return False
             job.state, job.reply = "done", reply
+            self._answered.notify_all()
             return True
 
     def _answer(self, message: Message) -> Message:
@@ -143,33 +148,42 @@ class InProcessGrid(Grid):
             message_id = f"message-{next(self._numbers)}"
             assign_message_id(message, message_id)
             job = _Job(message, expires_at=message.metadata.created_at + message.metadata.ttl)
-            self._jobs[message_id] = job
+            with self._lock:
+                self._jobs[message_id] = job
             self._waiting.put(job)
             ids.append(message_id)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Replies that are there, each once."""
+        """Replies that are there, each once; where no site has any, those that come within a second.
+
+        Waiting ends with the reply of any site, so that whoever asks for one after the other does not miss it.
+        """
+        return self._pull(list(message_ids), wait_s=_WAIT_S)
+
+    def _pull(self, message_ids: Sequence[str], *, wait_s: float) -> list[Message]:
         self._abandon_overdue()
-        replies = []
-        for message_id in list(message_ids):
-            job = self._jobs.get(message_id)
-            if job is not None and job.reply is not None:
-                del self._jobs[message_id]
-                replies.append(job.reply)
+        with self._answered:
+            is_expected = any(message_id in self._jobs for message_id in message_ids)
+            if is_expected and all(job.reply is None for job in self._jobs.values()):
+                self._answered.wait(wait_s)
+            replies = []
+            for message_id in message_ids:
+                job = self._jobs.get(message_id)
+                if job is not None and job.reply is not None:
+                    del self._jobs[message_id]
+                    replies.append(job.reply)
         return replies
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Sequence[Message]:
         """Queue messages and wait for all replies, at most for the timeout in seconds."""
         waiting = set(self.push_messages(messages))
-        end = None if timeout is None else time.monotonic() + timeout
+        end = float("inf") if timeout is None else time.monotonic() + timeout
         replies: list[Message] = []
-        while waiting and (end is None or time.monotonic() < end):
-            new = self.pull_messages(waiting)
+        while waiting and (left_s := end - time.monotonic()) > 0:
+            new = self._pull(list(waiting), wait_s=min(_WAIT_S, left_s))
             waiting -= {reply.metadata.reply_to_message_id for reply in new}
             replies += new
-            if waiting:
-                time.sleep(0.005)
         return replies
 
 

@@ -194,3 +194,35 @@ def test_every_site_reports_the_steps_it_took(length: dict[str, int | None], ste
     run = run_federation(tmp_path / "run", study_text(rounds=1, training=length), sites)
 
     assert {name: site["num_steps"] for name, site in run.rounds[0]["sites"].items()} == {"a": steps, "b": steps}
+
+
+def test_a_request_waits_for_the_next_reply_of_any_site_and_not_for_its_own_alone() -> None:
+    released = threading.Event()
+    carrier = grid(EchoClientApp(lambda number: released.wait(60) if number == 1 else None), "a", "b", workers=2)
+    nodes = carrier.get_node_ids()
+    slow, quick = carrier.push_messages([message_to(nodes[0], 1), message_to(nodes[1], 2)])
+
+    (answer,) = wait_for(carrier, [quick])
+    nothing = carrier.pull_messages([slow])
+    released.set()
+    (late,) = wait_for(carrier, [slow])
+
+    assert (number_in(answer), nothing, number_in(late)) == (2, [], 1)
+
+
+def test_a_reply_that_waits_to_be_fetched_lets_no_other_request_wait() -> None:
+    stop = threading.Event()
+    carrier = grid(EchoClientApp(lambda number: stop.wait(60) if number == 1 else None), "a", "b", workers=2)
+    nodes = carrier.get_node_ids()
+    slow, quick = carrier.push_messages([message_to(nodes[0], 1), message_to(nodes[1], 2)])
+    assert carrier.pull_messages([slow]) == []  # ends with the quick one's reply
+    fetched: list[list[Message]] = []
+
+    asking = threading.Thread(target=lambda: fetched.extend(carrier.pull_messages([slow]) for _ in range(1000)))
+    asking.start()
+    asking.join(60)  # a thousand waits would take a quarter of an hour
+
+    assert not asking.is_alive()
+    assert fetched == [[]] * 1000
+    assert number_in(carrier.pull_messages([quick])[0]) == 2
+    stop.set()

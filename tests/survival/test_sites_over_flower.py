@@ -19,8 +19,8 @@ from common.flower_private import take_server_identity
 from common.messages import PING_TYPE
 from server.federation import Federation
 from server.run_folder import Participants, create_run_folder
-from simulations.benchmarks.coordinator import Coordinator, coordinator
-from simulations.benchmarks.fleet_site import FleetSite, MadeUpSite
+from simulations.benchmark.coordinator import Coordinator, coordinator
+from simulations.benchmark.fleet_site import FleetSite, MadeUpSite
 from simulations.engines.in_process import InProcessGrid
 from tests.tiny_federation import Run
 from tests.tiny_hospitals import study_text

@@ -1,14 +1,12 @@
-"""How much memory a coordinator needs: `python -m simulations.benchmarks.server_memory --sites 4 --sites 32`.
+"""How much memory a coordinator needs.
 
 A real SuperLink and a real ServerApp carry a run with sites that are reduced to their protocol. For each process the
 peak and the size after each round are read from the system. The claim to check: whatever the number of sites, the
-ServerApp needs no more than its imports and three copies of the model.
+ServerApp needs no more than its imports and three copies of the model, and many rounds need no more than a few.
 """
 
-import argparse
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,11 +20,15 @@ from common.flower_private import take_server_identity
 from server.processes import descendants
 from server.run_folder import Participants, RunFolder, create_run_folder
 from server.superlink import SuperLink
-from simulations.benchmarks.coordinator import START_TIMEOUT_S, coordinator
-from simulations.benchmarks.fleet_site import FleetSite, MadeUpSite
+from simulations.benchmark.coordinator import START_TIMEOUT_S, coordinator
+from simulations.benchmark.fleet_site import FleetSite, MadeUpSite
+from simulations.benchmark.result import Benchmark, BenchmarkResult, Measurement, Options
 
 MIB = 2**20
 IMPORTS = "import flwr.superlink.runtime.run_serverapp, server.app; print(open('/proc/self/status').read())"
+MOST_COPIES = 3.0
+GROWTH_WIDTH = 0.125
+SERVER_APP = "flwr-serverapp"
 _LOOK_EVERY_S = 0.1
 _MODELS_AT_A_TIME = 2
 
@@ -53,7 +55,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class MeasuredRun:
     """One run.
 
     Attributes:
@@ -74,10 +76,10 @@ class Measurement:
     @property
     def model_copies(self) -> float:
         """Copies of the model that the ServerApp held at its peak, beyond its imports."""
-        return (self.processes["flwr-serverapp"].peak - self.imports) / self.model
+        return (self.processes[SERVER_APP].peak - self.imports) / self.model
 
 
-def measure(home: Path, *, num_sites: int, num_rounds: int, width: float) -> Measurement:
+def measure_run(home: Path, *, num_sites: int, num_rounds: int, width: float) -> MeasuredRun:
     """Carry one run and measure it.
 
     Args:
@@ -99,7 +101,7 @@ def measure(home: Path, *, num_sites: int, num_rounds: int, width: float) -> Mea
             made.link.submit(folder.name)
             processes = _watch(folder, [program.pid for program in made.programs.values()])
             seconds = time.monotonic() - started
-    return Measurement(
+    return MeasuredRun(
         num_sites=num_sites,
         num_rounds=_rounds_done(folder),
         model=max(path.stat().st_size for path in folder.checkpoints.iterdir()),
@@ -143,21 +145,18 @@ def _at_work(link: SuperLink, sites: Sequence[tuple[str, bytes]]) -> Iterator[No
 
 
 def _watch(folder: RunFolder, roots: Sequence[int]) -> dict[str, Memory]:
-    """Look at all processes from the begin of the ServerApp to its end; Ctrl-C ends the run, not the measurement."""
+    """Look at all processes from the begin of the ServerApp to its end."""
     seen: dict[str, Memory] = {}
-    try:
-        _look_on(folder, roots, seen)
-    except KeyboardInterrupt:
-        return seen
+    _look_on(folder, roots, seen)
     if not folder.record.is_file():
-        raise SystemExit(f"the run came to no end: {folder.log.read_text()[-1000:]}")
+        raise RuntimeError(f"the run came to no end: {folder.log.read_text()[-1000:]}")
     return seen
 
 
 def _look_on(folder: RunFolder, roots: Sequence[int], seen: dict[str, Memory]) -> None:
     end = time.monotonic() + START_TIMEOUT_S
     is_alive = False
-    while is_alive or ("flwr-serverapp" not in seen and time.monotonic() < end):
+    while is_alive or (SERVER_APP not in seen and time.monotonic() < end):
         round = _rounds_done(folder)
         is_alive = False
         for process in [*roots, *(below for root in roots for below in descendants(root))]:
@@ -165,7 +164,7 @@ def _look_on(folder: RunFolder, roots: Sequence[int], seen: dict[str, Memory]) -
             name = _program_name(process)
             if sizes is None or not name:
                 continue
-            is_alive = is_alive or name == "flwr-serverapp"
+            is_alive = is_alive or name == SERVER_APP
             memory = seen.setdefault(name, Memory())
             memory.peak = max(memory.peak, sizes["VmHWM"])
             if round:
@@ -185,7 +184,7 @@ def _program_name(process: int) -> str:
     return next((Path(word.decode()).name for word in words if Path(word.decode()).name.startswith(_PREFIXES)), "")
 
 
-_PREFIXES = ("flower-superlink", "flower-superexec", "flwr-serverapp")
+_PREFIXES = ("flower-superlink", "flower-superexec", SERVER_APP)
 
 
 def _sizes(process: int) -> dict[str, int] | None:
@@ -205,40 +204,46 @@ def _imports() -> int:
     return _parse_sizes(done.stdout)["VmHWM"]
 
 
-def table(measurement: Measurement, *, first: int) -> str:
-    """One run as text; growth is counted from the given round on."""
-    lines = [
-        f"{measurement.num_sites} sites, {measurement.num_rounds} rounds, model {measurement.model / MIB:.1f} MiB, "
-        f"{measurement.seconds:.0f} s",
-        f"  {'process':18} {'peak MiB':>9} {'last MiB':>9} {'MiB a round':>12}",
-    ]
-    for name, memory in sorted(measurement.processes.items()):
-        growth = memory.growth_a_round(first=first)
-        last = memory.rounds[max(memory.rounds)] if memory.rounds else 0
-        lines.append(
-            f"  {name:18} {memory.peak / MIB:9.0f} {last / MIB:9.0f} "
-            f"{'' if growth is None else f'{growth / MIB:.3f}':>12}"
-        )
-    lines.append(
-        f"  ServerApp: imports {measurement.imports / MIB:.0f} MiB + {measurement.model_copies:.1f} copies of the model"
+def measure(options: Options) -> BenchmarkResult:
+    """Measure 4, 32 and 128 sites in one round each, and 200 rounds of a small model; far less if quick."""
+    numbers, width, num_rounds = ((2, 4), 0.25, 10) if options.quick else ((4, 32, 128), 1.0, 200)
+    measurements: list[Measurement] = []
+    for num_sites in numbers:
+        home = options.work / f"{num_sites}-sites"
+        home.mkdir()
+        run = measure_run(home, num_sites=num_sites, num_rounds=1, width=width)
+        server = run.processes[SERVER_APP]
+        measurements += [
+            Measurement(f"ServerApp's peak, {num_sites} sites", server.peak / MIB, "MiB"),
+            Measurement(
+                f"copies of the model beyond its imports, {num_sites} sites",
+                run.model_copies,
+                "x",
+                target=f"<= {MOST_COPIES:g}",
+                reached=run.model_copies <= MOST_COPIES,
+                note=f"imports {run.imports / MIB:.0f} MiB, a model {run.model / MIB:.1f} MiB",
+            ),
+            Measurement(f"SuperLink's peak, {num_sites} sites", run.processes["flower-superlink"].peak / MIB, "MiB"),
+        ]
+    home = options.work / "rounds"
+    home.mkdir()
+    run = measure_run(home, num_sites=2, num_rounds=num_rounds, width=GROWTH_WIDTH)
+    for name, memory in sorted(run.processes.items()):
+        growth = memory.growth_a_round(first=num_rounds // 4)
+        if growth is not None:
+            measurements.append(
+                Measurement(
+                    f"growth of {name} a round, {num_rounds} rounds",
+                    growth / MIB,
+                    "MiB",
+                    target="< 1 MiB",
+                    reached=growth < MIB,
+                    note=f"from round {num_rounds // 4} on, 2 sites, a model of {run.model / MIB:.2f} MiB",
+                )
+            )
+    return BenchmarkResult(
+        "server-memory", tuple(measurements), {"sites": ", ".join(map(str, numbers)), "width": width}
     )
-    return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.server_memory", description=__doc__)
-    parser.add_argument("--sites", type=int, action="append", help="number of sites; give it again for another run")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--width", type=float, default=1.0, help="of the model; 1 is the full ResNet10")
-    parser.add_argument("--growth-from", type=int, default=2, help="round from which on growth is counted")
-    arguments = parser.parse_args(argv)
-    for num_sites in arguments.sites or [4, 32]:
-        with tempfile.TemporaryDirectory(prefix="gliorn-memory-") as home:
-            measurement = measure(Path(home), num_sites=num_sites, num_rounds=arguments.rounds, width=arguments.width)
-            print(table(measurement, first=arguments.growth_from), flush=True)  # noqa: T201 - what was asked for
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+BENCHMARK = Benchmark("server-memory", "Memory of a coordinator with many sites and over many rounds", measure)

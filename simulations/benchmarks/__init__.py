@@ -1,1 +1,0 @@
-"""Measurements of a federation's cost in memory and time, on real processes."""
