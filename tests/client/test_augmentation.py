@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from client.augmentation import augment
+from client.augmentation import augment, moved_places
 from common.study import AugmentationSpec
 
 OFF = {
@@ -171,3 +172,21 @@ def test_a_dropped_sequence_leaves_at_least_one() -> None:
     left = changed.flatten(2).any(dim=2).sum(dim=1)
     assert (left[:32] == 1).all()
     assert set(left[32:].tolist()) == {2, 3}
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 16, 16, 16), (8, 3, 20, 31, 24)], ids=str)
+def test_voxels_move_as_affine_grid_moves_them_bit_by_bit(shape: tuple[int, ...]) -> None:
+    theta = torch.eye(3, 4) + 0.1 * torch.randn(shape[0], 3, 4, generator=generator())
+
+    grid = moved_places(theta, torch.Size(shape[2:]))
+
+    assert torch.equal(grid, functional.affine_grid(theta, list(shape), align_corners=True))
+
+
+def test_sequence_that_is_zero_in_the_middle_plane_alone_is_not_absent() -> None:
+    batch = a_batch()
+    batch[1, 2, 6] = 0
+
+    changed = augment(batch, only(intensity=0.2), spacing_mm=SPACING, generator=generator())
+
+    assert changed[1, 2].any()
