@@ -50,8 +50,12 @@ class ForkedTasks:
         if sys.platform != "linux":
             return None
         os.environ.setdefault(_CHEAP_LOOK_AT_GPUS, "1")
-        for module in _NEEDED_BY_EVERY_TASK:
-            import_module(module)
+        try:
+            for module in _NEEDED_BY_EVERY_TASK:
+                import_module(module)
+        except ImportError as error:
+            log.error("this installation is not whole (%s); reinstall it", error.name)
+            return None  # a new program finds the same and tells the coordinator by a code
 
         gc.collect()
         gc.freeze()  # a collection in a copy would write to every object and so copy all of its memory

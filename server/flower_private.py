@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -204,8 +205,9 @@ MAX_OBJECTS = 100_000
 MAX_REPLY_BYTES = 2 * 2**30
 """Bytes that a site may upload for one message that it was handed, and that the arrays of a reply may take."""
 
-_FIRST_LOOK_S, _LONGEST_LOOK_S = 0.5, 10.0
-"""Pause after which a part that was not there is looked for again; doubled each time."""
+_FIRST_LOOK_S, _LONGEST_LOOK_S, _SHARE_OF_WAIT = 0.1, 10.0, 0.1
+"""Shortest and longest pause after which a part that was not there is looked for again, and between them its share of
+the time waited so far. (Flower's own pauses double, so that a reply may lie there for as long as its upload took.)"""
 
 _turn = threading.Semaphore()
 _of_this_thread = threading.local()
@@ -293,20 +295,19 @@ def _while_open(pull_object_fn: Callable[[str], bytes]) -> Callable[[str], bytes
 
 def _wait_for(object_ids: list[str], fetch: Callable[[str], bytes]) -> None:
     """Wait until objects are there, one after the other, without keeping any."""
+    started = time.monotonic()
+    for each in object_ids:
+        while not _is_there(each, fetch):
+            waited = time.monotonic() - started
+            time.sleep(min(_LONGEST_LOOK_S, max(_FIRST_LOOK_S, _SHARE_OF_WAIT * waited)))
 
-    def look(object_id: str) -> bytes:
+
+def _is_there(object_id: str, fetch: Callable[[str], bytes]) -> bool:
+    try:
         fetch(object_id)
-        return b""
-
-    pull_objects(
-        object_ids,
-        look,
-        max_concurrent_pulls=1,
-        max_time=None,
-        max_tries_per_object=None,
-        initial_backoff=_FIRST_LOOK_S,
-        backoff_cap=_LONGEST_LOOK_S,
-    )
+    except ObjectUnavailableError:
+        return False
+    return True
 
 
 def _try_in_turn(object_ids: list[str], fetch: Callable[[str], bytes]) -> dict[str, bytes] | None:

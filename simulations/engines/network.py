@@ -80,6 +80,9 @@ def _carry(
             raise EngineError(f"the SuperLink ended with status {superlink.returncode}; see {log_path}")
         for site in programs:
             site.new_events()  # so that the pipe never fills
+            for program, status in (("SuperNode", site.ended_supernode()), ("SuperExec", site.ended_superexec())):
+                if status is not None:
+                    raise EngineError(f"the {program} of a site ended with status {status}; see {log_path}")
         time.sleep(1.0)
     if state != "finished:completed":
         raise EngineError(f"the run ended as {state}; see {log_path}")
