@@ -10,6 +10,8 @@ MODULES = {
     "prepare": "simulations.benchmark.prepare",
     "aggregation": "simulations.benchmark.aggregation",
     "statistics": "simulations.benchmark.statistics",
+    "round": "simulations.benchmark.round",
+    "bytes": "simulations.benchmark.bytes",
     "server-memory": "simulations.benchmark.server_memory",
 }
 """Module of each benchmark, in the order in which all of them are run. Each has a BENCHMARK."""
