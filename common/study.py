@@ -157,6 +157,11 @@ class TrainingSpec(Settings):
     keep_optimizer_state: bool = Field(
         default=False, description="whether a site goes on with its optimiser's state of the round before"
     )
+    precision: Literal["fp32", "auto"] = Field(
+        default="fp32",
+        description="how the steps are computed: fp32, where equal seeds give equal bytes, or auto, the fastest way "
+        "that a site measures on its device, such as bfloat16",
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> "TrainingSpec":
@@ -422,7 +427,7 @@ class Study(Settings):
 ADDED_SETTINGS: Mapping[str, tuple[str, ...]] = {
     "preprocessing": ("registration", "bias_correction"),
     "model": ("dilated", "initial_weights"),
-    "training": ("fedprox_adaptive", "control_variates", "sampling"),
+    "training": ("fedprox_adaptive", "control_variates", "sampling", "precision"),
     "aggregation": tuple(AggregationSpec.model_fields),
     "personalization": tuple(PersonalizationSpec.model_fields),
     "participation": ("held_out",),

@@ -183,6 +183,7 @@ OTHER_VALUES: dict[str, object] = {
     "training.schedule": "constant",
     "training.class_weighting": "none",
     "training.keep_optimizer_state": True,
+    "training.precision": "auto",
     "training.local_steps": 7,
     "training.max_grad_norm": 1.0,
     "training.fedprox_adaptive": True,
