@@ -92,8 +92,9 @@ def train(message: Message, context: Context) -> Message:
 
 
 def _train(site: Site, task: TrainTask) -> TrainReply:
-    memory = SiteMemory(site.config.cache, run=task.run, study_digest=site.study.digest)
-    return coded_reply(site.train(task), task, memory)
+    memory = SiteMemory(site.config.cache, run=task.run, study_digest=site.study.digest, run_id=task.run_id)
+    reply = coded_reply(site.train(task), task, memory)
+    return replace(reply, damaged=tuple(sorted({*reply.damaged, *memory.damaged})))
 
 
 @app.evaluate()

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from client.config import DisclosureSpec
 from client.private_files import make_private_folder, write_atomically
+from client.site_memory import folder_name
 from common.errors import DataError, DisclosureError
-from common.metrics.bins import MarginBins
+from common.metrics.bins import Histogram, MarginBins
 from common.metrics.paired import KeptScores, difference_sums, require_same_patients, site_comparison
 from common.tasks import CompareReply, CompareTask, ModelOfRun
 
@@ -135,7 +136,41 @@ def compare_kept(
         )
     if task.pools is None:
         return CompareReply(study_digest, cohort_digest, "", site=site_comparison(first, second))
+    if not _may_answer(cache, task, task.pools):
+        log.warning(
+            "comparison of %s with %s: this site has answered for these two runs before, with other pools, and does "
+            "not answer again",
+            *(task.first.run, task.second.run),
+        )
+        return CompareReply(study_digest, cohort_digest, "other_pools")
     return CompareReply(study_digest, cohort_digest, "", sums=difference_sums(first, second, task.pools))
+
+
+def _may_answer(cache: Path, task: CompareTask, pools: tuple[Histogram, Histogram]) -> bool:
+    """Whether these pools are the first ones for a pair of models, or the same again; notes them.
+
+    Sums by the tables of two pools that differ in one patient tell of that patient.
+    """
+    sides = sorted(zip(map(_name, (task.first, task.second)), pools, strict=True))  # a pair has no order
+    digest = _digest(json.dumps([pool for _, pool in sides]))
+    pair = _digest("\0".join(name for name, _ in sides))[:32]
+    folders = [_folder(cache, model) / "answered" for model in (task.first, task.second)]
+    known = None
+    for folder in folders:  # at either, since one of them may have been deleted
+        try:
+            known = (folder / pair).read_text(encoding="ascii")
+        except FileNotFoundError:
+            continue
+        if known != digest:
+            return False
+    for folder in folders if known is None else ():
+        make_private_folder(folder)
+        write_atomically(folder / pair, digest.encode())
+    return True
+
+
+def _name(model: ModelOfRun) -> str:
+    return f"{folder_name(model.run, model.study_digest, model.run_id)}/{_kind(model)}"
 
 
 def _read_tested(cache: Path, model: ModelOfRun, cohort_digest: str) -> KeptScores:
@@ -153,8 +188,15 @@ def _read_tested(cache: Path, model: ModelOfRun, cohort_digest: str) -> KeptScor
 
 
 def _path(cache: Path, model: ModelOfRun) -> Path:
-    kind = "personal" if model.personal else "global"
-    return cache / "scores" / f"{model.run}-{model.study_digest[:12]}" / f"{kind}.json"
+    return _folder(cache, model) / f"{_kind(model)}.json"
+
+
+def _folder(cache: Path, model: ModelOfRun) -> Path:
+    return cache / "scores" / folder_name(model.run, model.study_digest, model.run_id)
+
+
+def _kind(model: ModelOfRun) -> str:
+    return "personal" if model.personal else "global"
 
 
 def _digest(text: str) -> str:

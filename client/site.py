@@ -3,10 +3,12 @@
 import logging
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from client.cohort_statistics import shown_statistics
@@ -16,6 +18,7 @@ from client.fine_tuning import fine_tune_once
 from client.kept_scores import compare_kept, keep_scores
 from client.loader import PreparedCohort
 from client.local_round import LocalRound
+from client.own_choice import best_round, choose_own, consider_round
 from client.own_layers import estimate_statistics, names_that_stay, whole_model
 from client.prepare import prepare_site
 from client.site_memory import SiteMemory
@@ -33,6 +36,7 @@ from common.tasks import (
     EvaluateTask,
     Evaluation,
     ModelOfRun,
+    OwnChoice,
     SiteManifest,
     Split,
     StatisticsReply,
@@ -95,9 +99,13 @@ class Site:
     def train(self, task: TrainTask) -> TrainReply:
         """Evaluate the state that arrived on the validation patients, then train it for one round."""
         started = time.monotonic()
-        memory = self._memory(task.run)
+        memory = self._memory(task)
         model = self._model(task.state, memory, round=task.round - 1)
-        evaluation = self._evaluate(model, "validation", threshold=None)
+        scores = self._scores(model, "validation")
+        evaluation = self._shown(scores, "validation", threshold=None)
+        if self._trains_alone and task.round > 1:
+            consider_round(memory, *scores, bins=bins_of(self.study), round=task.round - 1)
+            task = replace(task, best_round=best_round(memory, round=task.round - 1))
         evaluated = time.monotonic()
         outcome = LocalRound(task, self.config.name, self._training_set(), memory).train(model)
         trained = time.monotonic()
@@ -117,21 +125,33 @@ class Site:
             seconds=(evaluated - started, trained - evaluated),
             evaluation=evaluation,
             control=outcome.control,
+            damaged=tuple(sorted(memory.damaged)),
         )
 
     def evaluate(self, task: EvaluateTask) -> EvaluateReply:
-        """Evaluate a model state on the validation or test patients, and the site's own model where it has one."""
+        """Evaluate a model state on the validation or test patients, and the site's own model where it has one.
+
+        A model that is the site's own, beside the global one or instead of it, is tested at a threshold that the site
+        chooses itself, on its validation patients; and a site that trains by itself chooses the round as well.
+        """
         started = time.monotonic()
-        memory = self._memory(task.run)
-        model = self._model(task.state, memory, round=task.round)
-        evaluation = self._evaluate(model, task.split, threshold=task.threshold, kept_for=task)
-        personal = None
+        memory = self._memory(task)
+        round = best_round(memory, round=task.round) if self._trains_alone and task.own_round else task.round
+        model = self._model(task.state, memory, round=round)
+        evaluation, choice = self._evaluate(model, replace(task, round=round), memory, is_own=self._trains_alone)
+        personal, personal_choice = None, None
         if self._has_own_model():
             self._personalize(model, task, memory)
-            personal = self._evaluate(
-                model, task.split, threshold=task.personal_threshold, kept_for=task, personal=True
-            )
-        return EvaluateReply(self.study.digest, evaluation, time.monotonic() - started, personal=personal)
+            personal, personal_choice = self._evaluate(model, task, memory, is_own=True, personal=True)
+        return EvaluateReply(
+            self.study.digest,
+            evaluation,
+            time.monotonic() - started,
+            personal=personal,
+            choice=choice,
+            personal_choice=personal_choice,
+            damaged=tuple(sorted(memory.damaged)),
+        )
 
     def compare(self, task: CompareTask) -> CompareReply:
         """Compare two models that were tested on this site's test patients, from what the tests left here."""
@@ -157,8 +177,12 @@ class Site:
         shown = shown_statistics(self.cohort, self.study.sequences, min_cell=self.config.disclosure.min_cell)
         return StatisticsReply(self.study.digest, "min_cell" if shown is None else "", shown)
 
-    def _memory(self, run: str) -> SiteMemory:
-        return SiteMemory(self.config.cache, run=run, study_digest=self.study.digest)
+    def _memory(self, task: TrainTask | EvaluateTask) -> SiteMemory:
+        return SiteMemory(self.config.cache, run=task.run, study_digest=self.study.digest, run_id=task.run_id)
+
+    @property
+    def _trains_alone(self) -> bool:
+        return self.study.aggregation.method == "local"
 
     def _training_set(self) -> TrainingSet:
         split = self.cohort.splits["train"]
@@ -169,16 +193,18 @@ class Site:
 
         That is what the site kept of this round or, where it missed it, of the last one before. A site that kept
         nothing takes the initial values; after the initial state, where the others' have moved on, it estimates the
-        statistics of its normalisation layers anew from its own training images.
+        statistics of its normalisation layers anew from its own training images, or from its test images where it is
+        held out and has no others. Labels have no part in that.
         """
         _use_threads(self.config)
         own = memory.latest("own", round=round) if names_that_stay(self.study) else None
         model = whole_model(self.study, state, own).to(self.device)
         if own is None and round > 0 and self._has_own_statistics():
             log.info("%s has no normalisation statistics of its own yet and estimates them", self.config.name)
+            training = self.cohort.splits["train"]
             estimate_statistics(
                 model,
-                self.cohort.splits["train"].images,
+                (training if training.num_exams else self.cohort.splits["test"]).images,
                 batch_size=self.study.training.batch_size,
                 generator=round_generator(
                     seed=self.study.seed, site=self.config.name, round=round, purpose="statistics"
@@ -188,7 +214,7 @@ class Site:
 
     def _has_own_statistics(self) -> bool:
         own_layers = local_names(self.study.model, num_sequences=len(self.study.sequences))
-        return bool(own_layers) and self.study.aggregation.method != "local"
+        return bool(own_layers) and not self._trains_alone
 
     def _has_own_model(self) -> bool:
         return (
@@ -210,33 +236,55 @@ class Site:
                 fine_tune_once(model, task, site=self.config.name, patients=self._training_set(), memory=memory)
 
     def _evaluate(
-        self,
-        model: nn.Module,
-        split: Split,
-        *,
-        threshold: float | None,
-        kept_for: EvaluateTask | None = None,
-        personal: bool = False,
-    ) -> Evaluation:
-        """Count the patients of a split; the scores of a test are kept here for later comparisons, by its task."""
+        self, model: nn.Module, task: EvaluateTask, memory: SiteMemory, *, is_own: bool, personal: bool = False
+    ) -> tuple[Evaluation, OwnChoice | None]:
+        """Count the patients of a split; the scores of a test are kept here for later comparisons.
+
+        Args:
+            model: Whose scores they are.
+            task: The split, the round of the model, and the threshold of a model that is not the site's own.
+            memory: Of a site that trains by itself: where the model of its best round is noted.
+            is_own: Whether the site chooses the threshold.
+            personal: Whether the model is the site's own beside the global one.
+        """
+        scores, split = self._scores(model, task.split), task.split
+        threshold, choice = task.threshold, None
+        if is_own and split == "test":
+            threshold, choice = choose_own(
+                *self._scores(model, "validation"),
+                study=self.study,
+                bins=bins_of(self.study),
+                round=task.round,
+                min_cell=self.config.disclosure.min_cell,
+            )
+        if split == "validation" and self._trains_alone and not task.own_round and task.round > 0:
+            consider_round(memory, *scores, bins=bins_of(self.study), round=task.round)
+        if split == "test":
+            keep_scores(
+                self.config.cache,
+                ModelOfRun(task.run, self.study.digest, personal, task.run_id),
+                *scores,
+                bins=bins_of(self.study),
+                cohort_digest=self.cohort.digests[split],
+                round=task.round,
+            )
+        return self._shown(scores, split, threshold=threshold), choice
+
+    def _scores(self, model: nn.Module, split: Split) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Margin and label of each patient of a split; shape (N,) each."""
         assert split != "train", "training patients are not evaluated"
         patients = self.cohort.splits[split]
         margins = margins_of_exams(model, patients.images, batch_size=self.study.training.batch_size)
         per_patient = mean_per_patient(margins, patients.patient_index.numpy(), patients.num_patients)
-        labels = patients.patient_labels.numpy()
-        if kept_for is not None and split == "test":
-            keep_scores(
-                self.config.cache,
-                ModelOfRun(kept_for.run, self.study.digest, personal),
-                per_patient,
-                labels,
-                bins=bins_of(self.study),
-                cohort_digest=self.cohort.digests[split],
-                round=kept_for.round,
-            )
+        return per_patient, patients.patient_labels.numpy()
+
+    def _shown(
+        self, scores: tuple[NDArray[np.float64], NDArray[np.int64]], split: Split, *, threshold: float | None
+    ) -> Evaluation:
+        """What of some scores may leave the site."""
+        assert split != "train", "training patients are not evaluated"
         return disclose(
-            per_patient,
-            labels,
+            *scores,
             split=split,
             bins=bins_of(self.study),
             threshold=threshold,
@@ -277,10 +325,12 @@ def disclosure_faults(config: SiteConfig, study: Study, cohort: PreparedCohort) 
             f"{config.name}: the study counts scores in {study.evaluation.num_bins} bins, this site shows at most "
             f"{config.disclosure.max_bins} (disclosure.max_bins); lower evaluation.num_bins in the study"
         )
-    num_training, least = cohort.splits["train"].num_patients, config.disclosure.min_patients
-    if num_training < least:
+    split: Split = "test" if config.name in study.participation.held_out else "train"
+    found, least = cohort.splits[split].num_patients, config.disclosure.min_patients
+    if found < least:
+        kind = "training" if split == "train" else "test"
         faults.append(
-            f"{config.name}: {num_training} training patients, this site takes part with at least {least} "
+            f"{config.name}: {found} {kind} patients, this site takes part with at least {least} "
             "(disclosure.min_patients in its configuration)"
         )
     return faults

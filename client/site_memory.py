@@ -4,20 +4,22 @@ It lies in the site's cache folder and not in a process, since an engine may giv
 """
 
 import logging
+import time
 from pathlib import Path
-from typing import Literal, get_args
 
 from client.private_files import make_private_folder, write_atomically
+from client.retention import clean_up
 from common.errors import ProtocolError
 from common.model_state import Array, ModelState, decode_state, encode_state
+from common.tasks import DAMAGES, Damage
 
 log = logging.getLogger(__name__)
 
-Part = Literal["own", "personal", "fine-tuned", "control", "optimizer", "personal-optimizer", "residual"]
+Part = Damage
 """What is kept: the entries of the model that stay here, Ditto's model, the fine-tuned last block, SCAFFOLD's control
-variate, the optimisers' states, and what coded updates have lost."""
+variate, the optimisers' states, what coded updates have lost, and of a site that trains by itself its best round so
+far."""
 
-_PARTS: tuple[Part, ...] = get_args(Part)
 _FOR_THE_NEXT_ROUND = ("control", "optimizer", "personal-optimizer", "residual")
 """Parts that training alone needs; the others are evaluated, also those of the best round."""
 
@@ -31,10 +33,16 @@ class SiteMemory:
         cache: The site's cache folder.
         run: Name of the run.
         study_digest: Of the run's study, so that a run of the same name of another study has a memory of its own.
+        run_id: Of the run, so that so has another run of the same name and study.
+
+    Attributes:
+        damaged: Parts that were there and could not be read, so far.
     """
 
-    def __init__(self, cache: Path, *, run: str, study_digest: str) -> None:
-        self._folder = cache / "kept" / f"{run}-{study_digest[:12]}"
+    def __init__(self, cache: Path, *, run: str, study_digest: str, run_id: str = "") -> None:
+        self._cache = cache
+        self._folder = cache / "kept" / folder_name(run, study_digest, run_id)
+        self.damaged: set[Part] = set()
 
     def keep(self, part: Part, values: ModelState, *, round: int) -> None:
         """Write a part as it is after a round.
@@ -42,6 +50,8 @@ class SiteMemory:
         Raises:
             ConfigError: If it cannot be written, for example because the disk is full.
         """
+        if not self._folder.is_dir():  # the run begins here
+            clean_up(self._cache, now=time.time())
         make_private_folder(self._folder)
         write_atomically(self._path(part, round), encode_state(values))
 
@@ -53,6 +63,7 @@ class SiteMemory:
             return None
         except ProtocolError:
             log.warning("what this site kept of round %d is damaged and counts as not there", round)
+            self.damaged.add(part)
             return None
 
     def latest(self, part: Part, *, round: int) -> dict[str, Array] | None:
@@ -65,11 +76,13 @@ class SiteMemory:
     def forget(self, *, round: int, best_round: int) -> None:
         """Drop all but what `latest` gives for this round, the one before and the best one.
 
-        Later rounds than this one are of an earlier run of the same name.
+        Later rounds than this one were lost at the coordinator and are run again.
         """
-        for part in _PARTS:
+        for part in DAMAGES:
             rounds = self._rounds(part)
             wanted = (round - 1, round) if part in _FOR_THE_NEXT_ROUND else (round - 1, round, best_round)
+            if part == "best":  # of the round before is made in this one, from that of the round before it
+                wanted = (round - 2, round - 1, round)
             needed = {max((kept for kept in rounds if kept <= each), default=0) for each in wanted}
             for kept in set(rounds) - needed:
                 self._path(part, kept).unlink(missing_ok=True)
@@ -80,3 +93,8 @@ class SiteMemory:
 
     def _path(self, part: Part, round: int) -> Path:
         return self._folder / f"{part}-{round:05d}.safetensors"
+
+
+def folder_name(run: str, study_digest: str, run_id: str) -> str:
+    """The name of the folder in which a site keeps something of a run."""
+    return "-".join(filter(None, (run, study_digest[:12], run_id)))

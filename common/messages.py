@@ -24,9 +24,11 @@ from common.metrics.site_statistics import MAX_PATIENTS, SiteStatistics
 from common.model_state import Array, ModelState, in_c_order
 from common.study import Study
 from common.tasks import (
+    DAMAGES,
     SPLITS,
     CompareReply,
     CompareTask,
+    Damage,
     DescribeTask,
     DuplicatesReply,
     DuplicatesTask,
@@ -35,6 +37,7 @@ from common.tasks import (
     Evaluation,
     Failure,
     ModelOfRun,
+    OwnChoice,
     Reply,
     SiteManifest,
     Split,
@@ -74,6 +77,7 @@ _ARRAYS_IN_WORDS = {
 }
 _HISTOGRAMS = ("first_recurrence", "first_necrosis", "second_recurrence", "second_necrosis")
 _RUN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+_RUN_ID = r"[0-9a-f]{0,32}"
 _MAX_COUNT = 10**9
 _SHORT_TEXT = r"[ -~]{0,80}"
 _T = TypeVar("_T")
@@ -101,6 +105,7 @@ def task_records(
                 "class-counts": list(task.class_counts),
                 "fedprox-mu": task.fedprox_mu,
                 "best-round": task.best_round,
+                "run-id": task.run_id,
             }
         case EvaluateTask():
             config |= {
@@ -110,7 +115,8 @@ def task_records(
                 "class-counts": list(task.class_counts),
                 "split": task.split,
                 "threshold": [] if task.threshold is None else [task.threshold],
-                "personal-threshold": [] if task.personal_threshold is None else [task.personal_threshold],
+                "own-round": int(task.own_round),
+                "run-id": task.run_id,
             }
         case CompareTask():
             for place, model in (("first", task.first), ("second", task.second)):
@@ -118,6 +124,7 @@ def task_records(
                     f"{place}-run": model.run,
                     f"{place}-study": model.study_digest,
                     f"{place}-personal": int(model.personal),
+                    f"{place}-run-id": model.run_id,
                 }
         case DuplicatesTask():
             config |= {"run": task.run}
@@ -159,6 +166,7 @@ def read_train_task(records: RecordDict) -> TrainTask:
         class_counts=_class_counts(values),
         fedprox_mu=values.number("fedprox-mu", low=0.0, high=100.0),
         best_round=values.whole("best-round", low=0, high=study.rounds),
+        run_id=values.text("run-id", pattern=_RUN_ID),
         state=_read_arrays(records),
         control=_read_arrays(records, key=_KEY_CONTROL) if study.training.control_variates else None,
     )
@@ -186,7 +194,8 @@ def read_evaluate_task(records: RecordDict) -> EvaluateTask:
         class_counts=_class_counts(values),
         split=values.choice("split", ("validation", "test")),
         threshold=_threshold(values, "threshold"),
-        personal_threshold=_threshold(values, "personal-threshold"),
+        own_round=bool(values.whole("own-round", low=0, high=1)),
+        run_id=values.text("run-id", pattern=_RUN_ID),
         state=_read_arrays(records),
     )
 
@@ -199,6 +208,7 @@ def read_compare_task(records: RecordDict) -> CompareTask:
             run=values.text(f"{place}-run", pattern=_RUN),
             study_digest=values.text(f"{place}-study", pattern=r"[0-9a-f]{64}"),
             personal=bool(values.whole(f"{place}-personal", low=0, high=1)),
+            run_id=values.text(f"{place}-run-id", pattern=_RUN_ID),
         )
         for place in ("first", "second")
     )
@@ -245,6 +255,7 @@ def reply_records(reply: Reply) -> RecordDict:
                 "train-loss": reply.train_loss,
                 "optimizer": reply.optimizer,
                 "seconds": list(reply.seconds),
+                "damaged": list(reply.damaged),
             }
             records = RecordDict({_KEY_REPLY: ConfigRecord(config)})
             if reply.state:
@@ -259,10 +270,13 @@ def reply_records(reply: Reply) -> RecordDict:
             config = _evaluation_config(reply.evaluation) | {
                 "study-digest": reply.study_digest,
                 "seconds": [reply.seconds],
+                "damaged": list(reply.damaged),
             }
+            config |= _choice_config(reply.choice)
             records = _with_statistics(RecordDict({_KEY_REPLY: ConfigRecord(config)}), reply.evaluation)
             if reply.personal is not None:
-                records[_KEY_PERSONAL] = ConfigRecord(_evaluation_config(reply.personal))
+                own = _evaluation_config(reply.personal) | _choice_config(reply.personal_choice)
+                records[_KEY_PERSONAL] = ConfigRecord(own)
                 _with_statistics(records, reply.personal, key=_KEY_PERSONAL_STATISTICS)
             return records
         case CompareReply():
@@ -343,6 +357,7 @@ def read_train_reply(records: RecordDict, *, study: Study) -> TrainReply | Failu
         update=CodedUpdate(_read_arrays(records, key=_KEY_UPDATE), _read_arrays(records, key=_KEY_SCALES))
         if is_coded
         else None,
+        damaged=values.damaged(),
     )
 
 
@@ -351,20 +366,28 @@ def read_evaluate_reply(records: RecordDict, task: EvaluateTask) -> EvaluateRepl
     values = _Values(records, _KEY_REPLY)
     if (failure := values.failure()) is not None:
         return failure
-    study, personal = task.study, None
+    study, is_test = task.study, task.split == "test"
+    personal, personal_choice = None, None
     if study.personalization.method != "none" and _KEY_PERSONAL in records:  # a site held out has no model of its own
+        own = _Values(records, _KEY_PERSONAL)
+        personal_choice = _read_choice(own, study) if is_test else None
         personal = _read_evaluation(
             records,
-            _Values(records, _KEY_PERSONAL),
+            own,
             study=study,
-            has_threshold=task.personal_threshold is not None,
+            has_threshold=personal_choice is not None and personal_choice.reason != "no_class",
             key=_KEY_PERSONAL_STATISTICS,
         )
+    choice = _read_choice(values, study) if is_test and study.aggregation.method == "local" else None
+    has_threshold = task.threshold is not None if choice is None else choice.reason != "no_class"
     return EvaluateReply(
         study_digest=values.text("study-digest", pattern=r"[0-9a-f]{64}"),
-        evaluation=_read_evaluation(records, values, study=study, has_threshold=task.threshold is not None),
+        evaluation=_read_evaluation(records, values, study=study, has_threshold=has_threshold),
         seconds=values.numbers("seconds", length=1, low=0.0, high=1e9)[0],
         personal=personal,
+        choice=choice,
+        personal_choice=personal_choice,
+        damaged=values.damaged(),
     )
 
 
@@ -373,7 +396,7 @@ def read_compare_reply(records: RecordDict, task: CompareTask) -> CompareReply |
     values = _Values(records, _KEY_REPLY)
     if (failure := values.failure()) is not None:
         return failure
-    withheld = values.choice("withheld", ("", "min_cell", "no_patients"))
+    withheld = values.choice("withheld", ("", "min_cell", "no_patients", "other_pools"))
     site, sums = None, None
     if not withheld:
         lists = _integer_lists(records)
@@ -511,6 +534,24 @@ def _evaluation_config(evaluation: Evaluation) -> dict[str, Any]:
         "withheld": evaluation.withheld,
         "cohort": evaluation.cohort_digest,
     }
+
+
+def _choice_config(choice: OwnChoice | None) -> dict[str, Any]:
+    if choice is None:
+        return {}
+    threshold = [] if choice.threshold is None else [choice.threshold]
+    return {"chosen-round": choice.round, "chosen-threshold": threshold, "no-threshold": choice.reason}
+
+
+def _read_choice(values: "_Values", study: Study) -> OwnChoice:
+    choice = OwnChoice(
+        round=values.whole("chosen-round", low=0, high=study.rounds),
+        threshold=_threshold(values, "chosen-threshold"),
+        reason=values.choice("no-threshold", ("", "no_class", "withheld")),
+    )
+    if (choice.threshold is None) != bool(choice.reason):
+        raise ProtocolError("'chosen-threshold' must be there exactly where 'no-threshold' gives no reason")
+    return choice
 
 
 def _with_statistics(records: RecordDict, evaluation: Evaluation, *, key: str = _KEY_STATISTICS) -> RecordDict:
@@ -702,6 +743,12 @@ class _Values:
         if length not in (None, len(values)) or not all(type(value) is float for value in values):
             raise ProtocolError(f"{key!r} must be {'' if length is None else length} numbers")
         return [_in_range(key, value, low, high) for value in values]
+
+    def damaged(self) -> tuple[Damage, ...]:
+        names = self._get("damaged", list)
+        if len(names) > len(DAMAGES) or not all(name in DAMAGES for name in names):
+            raise ProtocolError(f"'damaged' must be some of {', '.join(DAMAGES)}")
+        return tuple(cast(list[Damage], names))
 
     def named_counts(self, key: str) -> dict[str, int]:
         values = self._named(key)

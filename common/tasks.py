@@ -1,7 +1,7 @@
 """What the coordinator asks of a site and what a site answers, as values."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from common.cohort_statistics import CohortStatistics
 from common.duplicates import BlindedPatients
@@ -36,6 +36,7 @@ class TrainTask:
         class_counts: Training patients of all sites with label 0 and with label 1.
         best_round: The round whose state is the best so far; what a site keeps of it may be asked for. 0: none.
         control: SCAFFOLD's control variate of the server; None without SCAFFOLD.
+        run_id: Of this run alone, so that another one of the same name shares nothing with it at a site.
     """
 
     study: Study
@@ -47,6 +48,7 @@ class TrainTask:
     class_counts: tuple[int, int] = field(kw_only=True)
     best_round: int = field(default=0, kw_only=True)
     control: ModelState | None = field(default=None, kw_only=True)
+    run_id: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,11 @@ class EvaluateTask:
         run: Name of the run.
         round: The round after which the model has this state; 0 for the initial one.
         threshold: The frozen decision threshold on the logit margin; None while none is chosen.
-        personal_threshold: The same for the sites' own models.
         class_weights: Loss weights of recurrence and necrosis, for sites that fine-tune.
         class_counts: Training patients of all sites with label 0 and with label 1, likewise.
+        own_round: Whether a site that trains by itself evaluates the model of the best round up to this one, as it
+            finds on its validation patients.
+        run_id: As in `TrainTask`.
     """
 
     study: Study
@@ -68,9 +72,10 @@ class EvaluateTask:
     state: ModelState
     run: str = field(kw_only=True)
     round: int = field(kw_only=True)
-    personal_threshold: float | None = field(default=None, kw_only=True)
     class_weights: tuple[float, float] = field(kw_only=True)
     class_counts: tuple[int, int] = field(kw_only=True)
+    own_round: bool = field(default=False, kw_only=True)
+    run_id: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -81,11 +86,13 @@ class ModelOfRun:
         run: Name of the run.
         study_digest: Its study.
         personal: Whether the sites' own models are meant instead of the global one.
+        run_id: Of the run, as in `TrainTask`; empty for a run that was begun before there were any.
     """
 
     run: str
     study_digest: str
     personal: bool = False
+    run_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -170,6 +177,28 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class OwnChoice:
+    """What a site chose for a model of its own, on its own validation patients.
+
+    Attributes:
+        round: The round whose model was tested.
+        threshold: On the logit margin; None where there is none, or where it is not shown.
+        reason: "" for a threshold that is shown; "no_class": the study's rule needs a class that the validation
+            patients lack, and nothing was counted at a threshold; "withheld": chosen and used, and withheld like the
+            counts of the validation patients that it was chosen on.
+    """
+
+    round: int
+    threshold: float | None
+    reason: Literal["", "no_class", "withheld"]
+
+
+Damage = Literal["own", "personal", "fine-tuned", "control", "optimizer", "personal-optimizer", "residual", "best"]
+"""What a site kept of a run from round to round and could not read any more, so that it began anew."""
+DAMAGES: tuple[Damage, ...] = get_args(Damage)
+
+
+@dataclass(frozen=True)
 class TrainReply:
     """The trained model state and the evaluation of the state that arrived.
 
@@ -182,6 +211,7 @@ class TrainReply:
         control: SCAFFOLD's control variate of the site after the round; None without SCAFFOLD.
         update: The state as a coded difference from the one that was sent, in place of the state, which is empty then;
             None where the study's `communication.upload` is fp32.
+        damaged: What the site had kept and could not read.
     """
 
     study_digest: str
@@ -195,16 +225,26 @@ class TrainReply:
     evaluation: Evaluation = field(kw_only=True)
     control: ModelState | None = field(default=None, kw_only=True)
     update: CodedUpdate | None = field(default=None, kw_only=True)
+    damaged: tuple[Damage, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)
 class EvaluateReply:
-    """The evaluation of a model state, and of the site's own model where the study has one."""
+    """The evaluation of a model state, and of the site's own model where the study has one.
+
+    Attributes:
+        choice: Of a test of models that the sites trained by themselves; None otherwise.
+        personal_choice: Of a test of own models beside the global one; None otherwise.
+        damaged: What the site had kept and could not read.
+    """
 
     study_digest: str
     evaluation: Evaluation
     seconds: float
     personal: Evaluation | None = field(default=None, kw_only=True)
+    choice: OwnChoice | None = field(default=None, kw_only=True)
+    personal_choice: OwnChoice | None = field(default=None, kw_only=True)
+    damaged: tuple[Damage, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -213,7 +253,8 @@ class CompareReply:
 
     Attributes:
         cohort_digest: The keyed hash of the list of test patients.
-        withheld: Why the site shows nothing: "min_cell" or "no_patients"; empty otherwise.
+        withheld: Why the site shows nothing: "min_cell", "no_patients", or "other_pools" where it has answered for this
+            pair of models before, with other pools; empty otherwise.
         site: Its histograms and its own sums, in answer to a task without pools.
         sums: Its sums by the tables of the pools, in answer to a task with them.
     """

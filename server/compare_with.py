@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -15,10 +15,24 @@ from server.statistics_note import is_statistics_run
 PERSONAL = "/personal"
 """What stands behind a run's name where the sites' own models are meant."""
 
-_MODELS = TypeAdapter(list[ModelOfRun])
+
+@dataclass(frozen=True)
+class EarlierModel:
+    """What a run is compared with.
+
+    Attributes:
+        model: The model.
+        own_models: Whether it is another one at each site, so that scores of two sites have no common scale.
+    """
+
+    model: ModelOfRun
+    own_models: bool
 
 
-def find_models(runs: Path, names: Sequence[str]) -> list[ModelOfRun]:
+_MODELS = TypeAdapter(list[EarlierModel])
+
+
+def find_models(runs: Path, names: Sequence[str]) -> list[EarlierModel]:
     """The models that names such as "first-run" and "first-run/personal" mean.
 
     Args:
@@ -36,7 +50,8 @@ def find_models(runs: Path, names: Sequence[str]) -> list[ModelOfRun]:
             known = ", ".join(sorted(path.parent.name for path in runs.glob("*/record.json"))) or "none yet"
             faults.append(f"{name!r}: no run of that name has ended, expected one of: {known}")
             continue
-        study, outcome = folder.read_study(), json.loads(folder.record.read_text(encoding="utf-8"))["outcome"]
+        study, record = folder.read_study(), json.loads(folder.record.read_text(encoding="utf-8"))
+        outcome = record["outcome"]
         personal = name.endswith(PERSONAL)
         if is_statistics_run(folder):
             faults.append(f"{name!r}: is a run of statistics and tested no model; name a run that trained one")
@@ -45,18 +60,19 @@ def find_models(runs: Path, names: Sequence[str]) -> list[ModelOfRun]:
         elif personal and study.personalization.method == "none":
             faults.append(f"{name!r}: its study has no personalization; write {run}")
         else:
-            models.append(ModelOfRun(run, study.digest, personal))
+            model = ModelOfRun(run, study.digest, personal, record.get("run_id", ""))
+            models.append(EarlierModel(model, own_models=personal or study.aggregation.method == "local"))
     if faults:
         raise ConfigError(list_of_faults("--compare-with", faults))
     return models
 
 
-def note_models(folder: RunFolder, models: Sequence[ModelOfRun]) -> None:
+def note_models(folder: RunFolder, models: Sequence[EarlierModel]) -> None:
     """Note in a run's folder what it shall be compared with."""
     write_json(_file(folder), [asdict(model) for model in models])
 
 
-def noted_models(folder: RunFolder) -> list[ModelOfRun]:
+def noted_models(folder: RunFolder) -> list[EarlierModel]:
     """What a run shall be compared with; nothing where nothing was noted.
 
     Raises:

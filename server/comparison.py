@@ -26,7 +26,7 @@ from common.metrics.paired import (
 )
 from common.tasks import CompareReply, CompareTask, Failure, ModelOfRun, SiteManifest
 from server.exchange import collect
-from server.pooling import WITHHELD_REASONS
+from server.pooling import OWN_SCALES, WITHHELD_REASONS
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,9 @@ class ComparedSites:
         return replies, problems
 
 
-def compare_at_sites(sites: ComparedSites, task: CompareTask, *, missing: Mapping[str, str]) -> Comparison:
+def compare_at_sites(
+    sites: ComparedSites, task: CompareTask, *, missing: Mapping[str, str], own_models: bool = False
+) -> Comparison:
     """Carry out the two exchanges.
 
     Where a site answers the first and not the second, figures within sites are formed and pooled ones are not: sums and
@@ -108,6 +110,7 @@ def compare_at_sites(sites: ComparedSites, task: CompareTask, *, missing: Mappin
         sites: Who is asked.
         task: The two models, without pools.
         missing: Sites that are not asked, with the reason.
+        own_models: Whether one of the two is another model at each site. No pool is sent out then.
     """
     least = task.study.evaluation.min_pooled_sites
     replies, problems = sites.ask(task, sites.nodes)
@@ -116,7 +119,7 @@ def compare_at_sites(sites: ComparedSites, task: CompareTask, *, missing: Mappin
     per_site = {site: reply.site for site, reply in sorted(replies.items()) if reply.site is not None}
     gone |= _of_other_bins(per_site)
     per_site = {site: counts for site, counts in per_site.items() if site not in gone}
-    sums, unpooled = _second_exchange(sites, task, per_site)
+    sums, unpooled = ({}, OWN_SCALES) if own_models else _second_exchange(sites, task, per_site)
     for site, reason in sorted(gone.items()):
         log.warning("comparison of %s with %s, %s: %s", task.first.run, task.second.run, site, reason)
     reason = ""

@@ -9,7 +9,7 @@ from flwr.serverapp import Grid
 
 from common.errors import ProtocolError
 from common.messages import MESSAGE_TYPES, read_evaluate_reply, task_records
-from common.tasks import EvaluateReply, EvaluateTask, Evaluation, Failure, SiteManifest
+from common.tasks import Damage, EvaluateReply, EvaluateTask, Evaluation, Failure, OwnChoice, SiteManifest
 from server.exchange import collect
 from server.pooling import Pool, pool_evaluations
 
@@ -25,10 +25,16 @@ class EvaluatedState:
     Attributes:
         pool: Of the global model.
         personal: Of the sites' own models, each on its own patients; None in a study without.
+        choices: What each site chose for a model that it trained by itself; empty where one model is tested.
+        personal_choices: The same for the sites' own models beside the global one.
+        damaged: What each site had kept and could not read.
     """
 
     pool: Pool
     personal: Pool | None
+    choices: Mapping[str, OwnChoice]
+    personal_choices: Mapping[str, OwnChoice]
+    damaged: Mapping[str, tuple[Damage, ...]]
 
 
 def evaluate_at_sites(
@@ -77,13 +83,17 @@ def evaluate_at_sites(
     for site, reason in sorted(problems.items()):
         log.warning("evaluation on %s, %s: %s", task.split, site, reason)
     pool = pool_evaluations({site: reply.evaluation for site, reply in replies.items()}, missing=problems, study=study)
-    if not is_personalized:
-        return EvaluatedState(pool, None)
     own = {
         site: reply.personal for site, reply in replies.items() if site not in held_out and reply.personal is not None
     }
     without = problems | {site: HELD_OUT for site in replies if site in held_out}
-    return EvaluatedState(pool, pool_evaluations(own, missing=without, study=study))
+    return EvaluatedState(
+        pool,
+        pool_evaluations(own, missing=without, study=study) if is_personalized else None,
+        {site: reply.choice for site, reply in sorted(replies.items()) if reply.choice is not None},
+        {site: choice for site in sorted(own) if (choice := replies[site].personal_choice) is not None},
+        {site: reply.damaged for site, reply in sorted(replies.items()) if reply.damaged},
+    )
 
 
 def _read(records: RecordDict, task: EvaluateTask, manifest: SiteManifest, *, has_personal: bool) -> EvaluateReply:

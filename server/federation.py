@@ -2,6 +2,7 @@
 
 import json
 import logging
+import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,9 +17,9 @@ from common.schedule import learning_rate_in_round
 from common.tasks import CompareTask, EvaluateTask, ModelOfRun, Split, TrainTask
 from server import progress as checkpoint
 from server.aggregation import initial_memory
-from server.compare_with import noted_models
+from server.compare_with import EarlierModel, noted_models
 from server.comparison import ComparedSites, compare_at_sites, comparison_values
-from server.decision import Decision, decide, with_confusion
+from server.decision import Decision, decide, decided_by_sites, with_confusion, with_own_confusions
 from server.evaluation import EvaluatedState, evaluate_at_sites
 from server.fedprox import ProximalStrength, adapted, first_strength
 from server.global_state import trained_names
@@ -81,6 +82,7 @@ class Federation:
         self._study = folder.read_study()
         self._participants = folder.read_participants()
         _require_expected(self._study.participation.held_out, self._participants.sites)
+        self._compared_with = noted_models(folder)
         self._membership = Membership(grid, self._study, self._participants)
         self._board = StatusBoard(folder, num_rounds=self._study.rounds)
         resumed = checkpoint.resume(folder)
@@ -97,7 +99,7 @@ class Federation:
             trained=trained_names(study),
             control_variates=study.training.control_variates,
         )
-        return checkpoint.begin(self._folder, state, memory=memory)
+        return checkpoint.begin(self._folder, state, memory=memory, run_id=secrets.token_hex(8))
 
     def run(self) -> str:
         """Run to the end, from wherever the folder says the run stands, unless the coordinator wishes otherwise.
@@ -237,6 +239,7 @@ class Federation:
             best_round=self._progress.best.round if self._progress.best else 0,
             state=state,
             control=self._memory.get("control"),
+            run_id=self._progress.run_id,
         )
         answered = self._begin("round", nodes, round=round)
         result = run_round(
@@ -314,6 +317,8 @@ class Federation:
         last = self._evaluate("validation", self._study.rounds, state)
         self._consider(self._study.rounds, last.pool)
         checkpoint.save(self._folder, self._progress)
+        if self._study.aggregation.method == "local":
+            return self._evaluate_own_models(state, last)
         best = self._progress.best
         assert best is not None, "the last state is a candidate"
         if best.round == self._study.rounds:
@@ -323,13 +328,12 @@ class Federation:
             best_state = checkpoint.load_state(self._folder, best.round, digest=digest)
             chosen = self._evaluate("validation", best.round, best_state)
         decision = decide(chosen.pool, self._study)
-        own = None if chosen.personal is None else decide(chosen.personal, self._study)
-        test = self._evaluate("test", best.round, best_state, decision=decision, personal=own)
-        num_answered = len(test.pool.answered)
-        self._require_quorum(num_answered, "answered in the test", test.pool.missing, of=self._participants.sites)
+        test = self._test(best.round, best_state, decision=decision)
         personal = None
-        if chosen.personal is not None and own is not None and test.personal is not None:
-            personal = PersonalEvaluation(own, with_confusion(chosen.personal, own.threshold), test.personal)
+        if chosen.personal is not None and test.personal is not None:
+            own = decided_by_sites(test.personal_choices, self._study)
+            validation = with_own_confusions(chosen.personal, test.personal_choices)
+            personal = PersonalEvaluation(own, validation, test.personal)
         return FinalEvaluation(
             best=best,
             best_state=best_state,
@@ -339,7 +343,33 @@ class Federation:
             validation=with_confusion(chosen.pool, decision.threshold),
             test=test.pool,
             personal=personal,
+            damaged={"validation": {**last.damaged, **chosen.damaged}, "test": test.damaged},
         )
+
+    def _evaluate_own_models(self, state: State, last: EvaluatedState) -> FinalEvaluation:
+        """Test models that the sites trained by themselves: each site chooses its own round and threshold."""
+        rounds = self._study.rounds
+        chosen = self._evaluate("validation", rounds, state, own_round=True)
+        test = self._test(rounds, state, own_round=True)
+        values = summary(last.pool, study=self._study)
+        return FinalEvaluation(
+            best=candidate(rounds, values),
+            best_state=state,
+            final_state=state,
+            last_validation=values,
+            decision=decided_by_sites(test.choices, self._study),
+            validation=with_own_confusions(chosen.pool, test.choices),
+            test=test.pool,
+            damaged={"validation": {**last.damaged, **chosen.damaged}, "test": test.damaged},
+        )
+
+    def _test(
+        self, round: int, state: State, *, decision: Decision | None = None, own_round: bool = False
+    ) -> EvaluatedState:
+        test = self._evaluate("test", round, state, decision=decision, own_round=own_round)
+        num_answered = len(test.pool.answered)
+        self._require_quorum(num_answered, "answered in the test", test.pool.missing, of=self._participants.sites)
+        return test
 
     def _evaluate(
         self,
@@ -348,9 +378,17 @@ class Federation:
         state: State,
         *,
         decision: Decision | None = None,
-        personal: Decision | None = None,
+        own_round: bool = False,
     ) -> EvaluatedState:
-        """Evaluate a state at the sites, and their own models of its round, at the thresholds that are frozen."""
+        """Evaluate a state at the sites at the threshold that is frozen, and their own models of its round.
+
+        Args:
+            split: Of the patients.
+            round: Of the state.
+            state: The global model.
+            decision: The threshold, for the test of a global model.
+            own_round: Whether sites that train by themselves evaluate the models that they choose.
+        """
         assert split != "train"
         tested = split == "test"
         nodes, manifests = self._test_nodes() if tested else self._nodes(), self._membership.manifests
@@ -363,8 +401,9 @@ class Federation:
             class_counts=counts,
             split=split,
             threshold=None if decision is None else decision.threshold,
-            personal_threshold=None if personal is None else personal.threshold,
             state=state,
+            own_round=own_round,
+            run_id=self._progress.run_id,
         )
         return evaluate_at_sites(
             self._grid,
@@ -377,17 +416,19 @@ class Federation:
 
     def _compare(self) -> list[dict[str, Any]]:
         """Compare what was tested with the runs that the coordinator named, as the record has it."""
-        firsts = [ModelOfRun(self._folder.name, self._study.digest)]
+        shared = ModelOfRun(self._folder.name, self._study.digest, run_id=self._progress.run_id)
+        firsts = [EarlierModel(shared, own_models=self._study.aggregation.method == "local")]
         if self._study.personalization.method != "none":
-            firsts.append(ModelOfRun(self._folder.name, self._study.digest, personal=True))
-        pairs = [(first, second) for second in noted_models(self._folder) for first in firsts]
+            firsts.append(EarlierModel(replace(shared, personal=True), own_models=True))
+        pairs = [(first, second) for second in self._compared_with for first in firsts]
         nodes = self._test_nodes()
         return [
             comparison_values(
                 compare_at_sites(
                     ComparedSites(self._grid, nodes, self._membership.manifests, self._begin("test", nodes)),
-                    CompareTask(self._study, first, second),
+                    CompareTask(self._study, first.model, second.model),
                     missing=self._not_asked(held_out=True),
+                    own_models=first.own_models or second.own_models,
                 ),
                 confidence=self._study.evaluation.confidence,
             )

@@ -15,11 +15,13 @@ from statistics import fmean, stdev
 from typing import Any
 
 from common.errors import ConfigError, list_of_faults
-from common.metrics.auc import pooled_auc
+from common.metrics.auc import Auc, pooled_auc
 from common.metrics.bins import MarginBins
+from common.metrics.estimate import not_estimable
 from common.metrics.pooled import Figures, figures_of
 from common.metrics.site_statistics import SiteStatistics
 from common.study import Study
+from server.pooling import OWN_SCALES
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,14 @@ class FoldRun:
         study: Its study.
         statistics: Pooled test counts.
         sites: Sites in them.
+        within_site_auc: Of this fold's test.
     """
 
     run: str
     study: Study
     statistics: SiteStatistics
     sites: tuple[str, ...]
+    within_site_auc: float | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class Repeat:
     Attributes:
         repeat: Its number.
         figures: Over all folds together.
-        fold_aucs: Of each fold by itself, in order; None where a class is missing.
+        fold_aucs: Of each fold by itself, in order; None where a class is missing. Where every site trains by itself,
+            those within sites, and the figures have no pooled AUC.
         without_threshold: Folds that chose none, where a class was missing from their validation patients. The repeat
             then has no figures at a threshold: they would leave out these folds' patients.
     """
@@ -92,7 +97,8 @@ def fold_run(record: Mapping[str, Any]) -> FoldRun:
     values = dict(test["figures"]["statistics"])
     bins = MarginBins(**values.pop("bins"))
     statistics = SiteStatistics.from_integers(values, bins=bins, has_threshold="confusion" in values)
-    return FoldRun(record["run"], study, statistics, tuple(sorted(test["figures"]["per_site"])))
+    within = test["figures"]["within_site_auc"]["estimate"]["value"]
+    return FoldRun(record["run"], study, statistics, tuple(sorted(test["figures"]["per_site"])), within)
 
 
 def out_of_fold(runs: Sequence[FoldRun]) -> OutOfFold:
@@ -114,7 +120,11 @@ def out_of_fold(runs: Sequence[FoldRun]) -> OutOfFold:
             interval=spec.interval,
             prevalence=spec.prevalence,
         )
-        aucs = tuple(pooled_auc(fold.statistics.histogram).estimate.value for fold in folds)
+        if runs[0].study.aggregation.method == "local":
+            figures = replace(figures, auc=Auc(not_estimable(OWN_SCALES, figures.auc.estimate.num), None))
+            aucs = tuple(fold.within_site_auc for fold in folds)
+        else:
+            aucs = tuple(pooled_auc(fold.statistics.histogram).estimate.value for fold in folds)
         repeats.append(Repeat(number, figures, aucs, without))
     pooled = [auc for each in repeats if (auc := each.figures.auc.estimate.value) is not None]
     single = [auc for each in repeats for auc in each.fold_aucs if auc is not None]
@@ -154,6 +164,11 @@ def _without_fold(study: Study) -> dict[str, Any]:
     return values
 
 
+def _single(found: OutOfFold) -> str:
+    within = any(repeat.figures.auc.estimate.reason == OWN_SCALES for repeat in found.repeats)
+    return "AUC within sites of single folds" if within else "AUC of single folds"
+
+
 def lines_of(found: OutOfFold) -> list[str]:
     """What a person reads."""
     lines = []
@@ -162,13 +177,18 @@ def lines_of(found: OutOfFold) -> list[str]:
         folds = ", ".join(map(str, repeat.without_threshold))
         lines.append(
             f"repeat {repeat.repeat}: {repeat.figures.num_necrosis} necrosis + {repeat.figures.num_recurrence} "
-            f"recurrence, each tested once; AUC {repeat.figures.auc.estimate}"
+            f"recurrence, each tested once; "
+            + (
+                "no pooled AUC"
+                if repeat.figures.auc.estimate.reason == OWN_SCALES
+                else f"AUC {repeat.figures.auc.estimate}"
+            )
             + ("" if at is None else f", sensitivity {at.sensitivity}, specificity {at.specificity}")
             + (f"; no figures at a threshold, since fold {folds} chose none" if folds else "")
         )
     for name, mean, spread in (
         ("pooled AUC over repeats", found.mean_auc, found.spread),
-        ("AUC of single folds", found.mean_fold_auc, found.fold_spread),
+        (_single(found), found.mean_fold_auc, found.fold_spread),
     ):
         if mean is not None:
             lines.append(f"mean of {name}: {mean:.3f}" + ("" if spread is None else f" (SD {spread:.3f})"))

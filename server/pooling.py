@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from common.metrics.auc import pooled_auc
+from common.metrics.auc import pooled_auc, within_site_auc
+from common.metrics.pooled import counted_alike
 from common.metrics.site_statistics import SiteStatistics
 from common.study import Study
 from common.tasks import Evaluation
@@ -13,7 +14,10 @@ from server.progress import Candidate
 WITHHELD_REASONS = {
     "min_cell": "withheld: a class has fewer patients than the site shows",
     "no_patients": "no patients in this split",
+    "other_pools": "it has answered for these two runs before, with other pools, and does not answer again",
 }
+OWN_SCALES = "scores of different models have no common scale; the AUC within sites is the figure of all sites"
+"""Why models that are each site's own have no pooled AUC."""
 _FIXED_POINT = 2**20
 
 
@@ -38,7 +42,7 @@ class Pool:
         """The sum over the sites; None where no pooled figure is formed."""
         if self.reason:
             return None
-        return SiteStatistics.total([self.per_site[site] for site in sorted(self.per_site)])
+        return SiteStatistics.total(list(counted_alike(self.per_site).values()))
 
 
 def pool_evaluations(evaluations: Mapping[str, Evaluation], *, missing: Mapping[str, str], study: Study) -> Pool:
@@ -59,16 +63,25 @@ def pool_evaluations(evaluations: Mapping[str, Evaluation], *, missing: Mapping[
 
 
 def summary(pool: Pool, *, study: Study) -> dict[str, Any]:
-    """Pooled AUC with interval and certificate, mean loss and who is missing, as plain values for a round's record."""
+    """Pooled AUC with interval and certificate, mean loss and who is missing, as plain values for a round's record.
+
+    Where every site trains by itself the AUC is that within sites, and a `kind` says so.
+    """
     values: dict[str, Any] = {
         "sites": sorted(pool.per_site),
         "missing": dict(pool.missing),
         "not_pooled": pool.reason or None,
     }
-    total = pool.total
+    total, own_models = pool.total, study.aggregation.method == "local"
+    if own_models:
+        values["kind"] = "within_site"
     if total is None:
         return values | {"num_patients": None, "loss": None, "auc": None}
-    auc = pooled_auc(total.histogram, confidence=study.evaluation.confidence)
+    confidence = study.evaluation.confidence
+    if own_models:
+        auc = within_site_auc([site.histogram for _, site in sorted(pool.per_site.items())], confidence=confidence)
+    else:
+        auc = pooled_auc(total.histogram, confidence=confidence)
     return values | {
         "num_patients": list(total.num_patients),
         "loss": total.loss_sum / _FIXED_POINT / max(sum(total.num_patients), 1),

@@ -65,6 +65,7 @@ class Progress:
         num_resumed: How often the run was continued after a stop.
         memory_digests: SHA-256 of each part of what the server remembers for the next round.
         fedprox: Strength of an adaptive FedProx in the next round; None where the study's own stands.
+        run_id: Of this run alone, whatever others are called; empty in one that was begun before there were any.
     """
 
     round: int
@@ -77,18 +78,20 @@ class Progress:
     num_resumed: int = 0
     memory_digests: dict[str, str] = field(default_factory=dict)
     fedprox: ProximalStrength | None = None
+    run_id: str = ""
 
 
 _PROGRESS = TypeAdapter(Progress)
 
 
-def begin(folder: RunFolder, state: ModelState, *, memory: Memory | None = None) -> Progress:
-    """Commit the initial state, and what the server remembers from the start, as round 0."""
+def begin(folder: RunFolder, state: ModelState, *, memory: Memory | None = None, run_id: str = "") -> Progress:
+    """Commit the initial state, what the server remembers from the start, and the run's own number, as round 0."""
     progress = Progress(
         round=0,
         state_digest=state_digest(state),
         study_digest=folder.read_study().digest,
         memory_digests=_write_memory(folder, 0, memory or {}),
+        run_id=run_id,
     )
     once_there_is_room(lambda: write_atomically(folder.state(0), encoded_parts(state)))
     once_there_is_room(lambda: write_atomically(folder.rounds, b""))

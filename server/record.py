@@ -5,21 +5,23 @@ import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from importlib.metadata import version
 from typing import Any, Literal
 
+from common.metrics.auc import Auc
+from common.metrics.estimate import not_estimable
 from common.metrics.pooled import pooled_figures, roc_points, to_json
 from common.model_state import ModelState, encode_state, state_digest
 from common.study import CLASS_NAMES, Study
-from common.tasks import SiteManifest
+from common.tasks import Damage, SiteManifest
 from server.decision import Decision
 from server.global_state import LOCAL_MODELS, absence_reason, absent_names
 from server.initial_weights import weights_report
-from server.pooling import Pool
+from server.pooling import OWN_SCALES, Pool
 from server.progress import Candidate, Progress, read_rounds
-from server.records import missing_sites, ranges
+from server.records import damage_text, damaged_parts, missing_sites, ranges
 from server.run_folder import RunFolder, write_atomically, write_json
 
 SCHEMA = 1
@@ -41,6 +43,7 @@ class FinalEvaluation:
         validation: Counts of the best state on the validation patients.
         test: Counts of the best state on the test patients, at the frozen threshold.
         personal: The same of the sites' own models; None in a study without.
+        damaged: By split, what sites had kept and could not read.
     """
 
     best: Candidate
@@ -51,6 +54,7 @@ class FinalEvaluation:
     validation: Pool
     test: Pool
     personal: "PersonalEvaluation | None" = None
+    damaged: Mapping[str, Mapping[str, tuple[Damage, ...]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,9 @@ class PersonalEvaluation:
     """What the sites' own models brought, each on the patients of its own site.
 
     Attributes:
-        decision: Their frozen threshold, chosen by the same rule on their own validation.
+        decision: Their frozen thresholds, chosen by the same rule, each on its own site's validation patients.
         validation: Counts on the validation patients.
-        test: Counts on the test patients, at that threshold.
+        test: Counts on the test patients, at these thresholds.
     """
 
     decision: Decision
@@ -102,7 +106,7 @@ def write_record(
     rounds = read_rounds(folder, progress)
     participation = missing_sites(rounds)
     evaluations = {} if final is None else {"validation": final.validation, "test": final.test}
-    problems = _problems(participation, evaluations, not_joined, error)
+    problems = _problems(participation, evaluations, not_joined, error) + _damages(rounds, final)
     if statistics is not None:
         problems = list(statistics)
     has_result = final is not None or statistics is not None
@@ -111,6 +115,7 @@ def write_record(
         "schema": SCHEMA,
         "notice": RESEARCH_USE_ONLY,
         "run": folder.name,
+        "run_id": progress.run_id,
         "outcome": outcome,
         "problems": problems,
         "started_at": rounds[0]["started_at"] if rounds else None,
@@ -166,6 +171,17 @@ def _problems(
     return problems
 
 
+def _damages(rounds: Sequence[Mapping[str, Any]], final: FinalEvaluation | None) -> list[str]:
+    texts = [
+        damage_text(site, part, f"in round{'s' if len(numbers) > 1 else ''} {ranges(numbers)}")
+        for (site, part), numbers in sorted(damaged_parts(rounds).items())
+    ]
+    for split, sites in ({} if final is None else final.damaged).items():
+        for site, parts in sorted(sites.items()):
+            texts += [damage_text(site, part, f"in the evaluation on {split} patients") for part in parts]
+    return texts
+
+
 def manifest_values(manifest: SiteManifest) -> dict[str, Any]:
     """What a site brought, as it stands in the record."""
     values = asdict(manifest)
@@ -175,6 +191,7 @@ def manifest_values(manifest: SiteManifest) -> dict[str, Any]:
 
 def _result_values(folder: RunFolder, study: Study, final: FinalEvaluation) -> dict[str, Any]:
     states = {"best": (final.best.round, final.best_state), "final": (study.rounds, final.final_state)}
+    is_local = study.aggregation.method == "local"
     values: dict[str, Any] = {
         "selection": {
             "rule": "highest pooled validation AUC; ties: lower loss, then the earlier round",
@@ -182,13 +199,21 @@ def _result_values(folder: RunFolder, study: Study, final: FinalEvaluation) -> d
             "last_validation": final.last_validation,
         },
         "operating_point": _decision_values(final.decision),
-        "figures": {"validation": _figures(final.validation, study), "test": _figures(final.test, study)},
+        "figures": {
+            "validation": _figures(final.validation, study, own_models=is_local),
+            "test": _figures(final.test, study, own_models=is_local),
+        },
     }
     if (own := final.personal) is not None:
         values["operating_point"]["personal"] = _decision_values(own.decision)
-        values["figures"]["personal_validation"] = _figures(own.validation, study)
-        values["figures"]["personal_test"] = _figures(own.test, study)
-    if study.aggregation.method == "local":
+        values["figures"]["personal_validation"] = _figures(own.validation, study, own_models=True)
+        values["figures"]["personal_test"] = _figures(own.test, study, own_models=True)
+    if is_local:
+        values["selection"]["rule"] = (
+            "every site for itself: highest AUC on its own validation patients; ties: lower loss, then the earlier "
+            "round"
+        )
+        values["selection"]["rounds"] = {site: choice.round for site, choice in (final.decision.per_site or {}).items()}
         return values | {"models": {}, "no_model": LOCAL_MODELS}
     return values | {
         "models": {
@@ -199,14 +224,32 @@ def _result_values(folder: RunFolder, study: Study, final: FinalEvaluation) -> d
 
 
 def _decision_values(decision: Decision) -> dict[str, Any]:
-    return {
+    values: dict[str, Any] = {
         "rule": decision.rule,
         "threshold": None if decision.threshold is None else _number_or_text(decision.threshold),
         "reason": decision.reason or None,
     }
+    if decision.per_site is not None:
+        values["per_site"] = {
+            site: {
+                "threshold": None if choice.threshold is None else _number_or_text(choice.threshold),
+                "reason": NO_THRESHOLD[choice.reason],
+            }
+            for site, choice in decision.per_site.items()
+        }
+    return values
 
 
-def _figures(pool: Pool, study: Study) -> dict[str, Any]:
+NO_THRESHOLD = {
+    "": None,
+    "no_class": "none: the rule needs a class that its validation patients lack",
+    "withheld": "used and withheld: a class has fewer validation patients than the site shows",
+}
+"""Why a site shows no threshold of its own."""
+
+
+def _figures(pool: Pool, study: Study, *, own_models: bool) -> dict[str, Any]:
+    """All figures of an evaluation; of models that differ from site to site without any across sites' scores."""
     values: dict[str, Any] = {"missing": dict(pool.missing), "not_pooled": pool.reason or None}
     total = pool.total
     if total is None:
@@ -215,6 +258,10 @@ def _figures(pool: Pool, study: Study) -> dict[str, Any]:
     figures = pooled_figures(
         pool.per_site, confidence=spec.confidence, interval=spec.interval, prevalence=spec.prevalence
     )
+    if own_models:
+        patients = sum(total.num_patients)
+        without = replace(figures.pooled, auc=Auc(not_estimable(OWN_SCALES, patients), None))
+        return values | {"figures": to_json(replace(figures, pooled=without)), "roc": []}
     roc = [[fpr, tpr, _number_or_text(threshold)] for fpr, tpr, threshold in roc_points(total.histogram, total.bins)]
     return values | {"figures": to_json(figures), "roc": roc}
 

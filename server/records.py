@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from common.tasks import Damage
+
 SiteStatus = Literal["accepted", "refused", "failed", "absent", "quarantined"]
 
 
@@ -23,6 +25,7 @@ class SiteRound:
         control_norm: Norm of its control variate; None without SCAFFOLD.
         bytes_down: Bytes of what it was sent, as often as that was sent; without the framing of Flower and TLS.
         bytes_up: Bytes of its reply, likewise. Both are None for a site that was not asked.
+        damaged: What it had kept of the run and could not read.
     """
 
     status: SiteStatus
@@ -38,6 +41,7 @@ class SiteRound:
     control_norm: float | None = None
     bytes_down: int | None = None
     bytes_up: int | None = None
+    damaged: tuple[Damage, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,39 @@ def missing_sites(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, li
                 reason = f"{site['status']}: {site['reason']}" if site["reason"] else site["status"]
                 missing.setdefault(name, {}).setdefault(reason, []).append(record["round"])
     return missing
+
+
+_DAMAGED: Mapping[Damage, str] = {
+    "own": "its own layers",
+    "personal": "its own model",
+    "fine-tuned": "its fine-tuned layers",
+    "control": "its control variate",
+    "optimizer": "its optimiser's state",
+    "personal-optimizer": "the state of its own model's optimiser",
+    "residual": "what its coded updates had lost",
+    "best": "its choice of a best round",
+}
+
+
+def damage_text(site: str, part: Damage, when: str) -> str:
+    """What a damaged file at a site means, as a sentence.
+
+    Args:
+        site: Its name.
+        part: What was in the file.
+        when: Such as "in round 3".
+    """
+    return f"{site} went on from older values of {_DAMAGED[part]}, or began them anew, {when}: its file was unreadable"
+
+
+def damaged_parts(rounds: Sequence[Mapping[str, Any]]) -> dict[tuple[str, Damage], list[int]]:
+    """The rounds in which a site could not read a part of what it had kept. Rounds are lines of `rounds.jsonl`."""
+    found: dict[tuple[str, Damage], list[int]] = {}
+    for record in rounds:
+        for name, site in record["sites"].items():
+            for part in site.get("damaged", ()):
+                found.setdefault((name, part), []).append(record["round"])
+    return found
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -204,6 +204,7 @@ class _Reception:
             seconds=reply.seconds,
             received_bytes=received_bytes,
             control_norm=control_norm,
+            damaged=reply.damaged,
         )
 
     def _decoded(self, reply: TrainReply) -> TrainReply:

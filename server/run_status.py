@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from common.errors import ConfigError
 from server.locks import is_held
 from server.record import Outcome
+from server.records import damage_text, damaged_parts, ranges
 from server.report.participation import absences
 from server.report.reading import Record, RoundLine, read_record, read_round_lines
 from server.report.wording import count, duration, three
@@ -32,12 +33,17 @@ class _Board(BaseModel):
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """The last pooled validation AUC: of the state after `round`; value and interval None where not estimable."""
+    """The last validation AUC: of the state after `round`; value and interval None where not estimable.
+
+    Attributes:
+        kind: Pooled, or within sites where every site trains by itself.
+    """
 
     round: int
     auc: float | None
     low: float | None
     high: float | None
+    kind: Literal["pooled", "within_site"] = "pooled"
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,8 @@ def status_lines(status: RunStatus, *, now: datetime) -> list[str]:
         if status.waiting_for:
             lines.append(f"  waiting for: {', '.join(status.waiting_for)}")
     if (last := status.last_validation) is not None:
-        lines.append(f"  pooled validation AUC after round {last.round}: {_auc_text(last)}")
+        kind = "pooled" if last.kind == "pooled" else "within-site"
+        lines.append(f"  {kind} validation AUC after round {last.round}: {_auc_text(last)}")
     lines.append(f"  problems so far: {len(status.problems) or 'none'}")
     lines += [f"    - {problem}" for problem in status.problems]
     age = max(0.0, (now - status.changed_at).total_seconds())
@@ -197,7 +204,7 @@ def _last_validation(rounds: Sequence[RoundLine], record: Record | None) -> Vali
         states.append((record.rounds_done, record.selection.last_validation))
     for round, validation in reversed(states):
         if (auc := validation.auc) is not None:
-            return ValidationResult(round, auc.value, auc.low, auc.high)
+            return ValidationResult(round, auc.value, auc.low, auc.high, validation.kind)
     return None
 
 
@@ -206,6 +213,9 @@ def _problems(rounds: Sequence[RoundLine]) -> list[str]:
         f"{absence.site} was not in round{'' if absence.rounds.isdigit() else 's'} {absence.rounds}: {absence.status}"
         + (f": {absence.reason}" if absence.reason else "")
         for absence in absences(rounds)
+    ] + [
+        damage_text(site, part, f"in round{'s' if len(numbers) > 1 else ''} {ranges(numbers)}")
+        for (site, part), numbers in sorted(damaged_parts([line.model_dump() for line in rounds]).items())
     ]
 
 

@@ -113,7 +113,8 @@ def round_line(record: Mapping[str, Any]) -> str:
     if auc is None:
         figure = f"no pooled figure ({validation['not_pooled']})"
     else:
-        figure = f"AUC {interval(auc)}, loss {validation['loss']:.3f}"
+        kind = "AUC within sites" if validation.get("kind") == "within_site" else "AUC"
+        figure = f"{kind} {interval(auc)}, loss {validation['loss']:.3f}"
     accepted = [name for name, site in record["sites"].items() if site["status"] == "accepted"]
     line = (
         f"round {record['round']:>3}  {len(accepted)} of {len(record['sites'])} sites  "
@@ -143,7 +144,9 @@ def result_table(record: Mapping[str, Any]) -> Table | str:
         return f"No pooled test figures: {test['not_pooled']}."
     figures = test["figures"]
     share = f"{100 * figures['confidence']:g} %"
-    table = Table(title=f"Test patients, model after round {record['selection']['best']['round']}, {share} intervals")
+    own_models = "rounds" in record["selection"]
+    which = "every site's own model" if own_models else f"model after round {record['selection']['best']['round']}"
+    table = Table(title=f"Test patients, {which}, {share} intervals")
     for heading in ("site", "necrosis + recurrence", "AUC", "sensitivity", "specificity"):
         table.add_column(heading, justify="left" if heading == "site" else "right", no_wrap=True)
     for name, row in figures["per_site"].items():
@@ -151,7 +154,10 @@ def result_table(record: Mapping[str, Any]) -> Table | str:
     for name, reason in test["missing"].items():
         table.add_row(name, reason, "", "", "")
     table.add_section()
-    table.add_row(*_cells("pooled", figures["pooled"]), style="bold")
+    last = figures["pooled"]
+    if own_models:  # whose scores have no common scale
+        last = {**last, "auc": figures["within_site_auc"]}
+    table.add_row(*_cells("all, AUC within sites" if own_models else "pooled", last), style="bold")
     return table
 
 

@@ -203,11 +203,13 @@ def _sum_up(record: Mapping[str, Any], folder: RunFolder, console: Console, *, a
         test = record["figures"]["test"]["figures"]
         console.print(result_table(record))
         if test is not None:
-            auc = test["pooled"]["auc"]
+            own_models = "rounds" in record["selection"]
+            auc = test["within_site_auc"] if own_models else test["pooled"]["auc"]
             bins = (
                 "" if auc["bin_error"] is None else f"; counting in bins changes it by at most {auc['bin_error']:.4f}"
             )
-            console.print(f"Pooled test AUC {interval(auc['estimate'])}{bins}.")
+            kind = "Test AUC within sites" if own_models else "Pooled test AUC"
+            console.print(f"{kind} {interval(auc['estimate'])}{bins}.")
         summary["test"] = None if test is None else test["pooled"]
     console.print(f"{record['notice']}\nReport: {folder.report}")
     if as_json:

@@ -5,7 +5,7 @@ The pooled row counts patients: it is what the union of all patients gives, neve
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 
 from common.errors import ProtocolError
 from common.metrics.auc import Auc, MacroAuc, macro_auc_of, pooled_auc, roc_counts, site_aucs, within_site_auc_of
@@ -76,7 +76,8 @@ def pooled_figures(
     """Every figure, from what the sites sent.
 
     Args:
-        per_site: Statistics by site, on the same bins and all or none with a threshold.
+        per_site: Statistics by site, on the same bins. Where some were counted at a threshold and others not, figures
+            at it are of single sites alone.
         confidence: Coverage of every interval.
         interval: Method for shares of patients.
         prevalence: Share of necrosis for which PPV and NPV are also wanted.
@@ -88,7 +89,7 @@ def pooled_figures(
     if not per_site:
         raise ProtocolError("evaluation: no site sent statistics, expected at least one")
     sites = {name: per_site[name] for name in sorted(per_site)}
-    pool = SiteStatistics.total(list(sites.values()))
+    pool = SiteStatistics.total(list(counted_alike(sites).values()))
     aucs = site_aucs({name: statistics.histogram for name, statistics in sites.items()})
     sensitivity, specificity = _shares_between_sites(sites, confidence)
 
@@ -107,6 +108,14 @@ def pooled_figures(
         specificity_between_sites=specificity,
         auc_between_sites=auc_between_sites_of(aucs, confidence),
     )
+
+
+def counted_alike(per_site: Mapping[str, SiteStatistics]) -> dict[str, SiteStatistics]:
+    """The statistics in the order of the sites' names, without counts at a threshold where a site lacks them."""
+    sites = {name: per_site[name] for name in sorted(per_site)}
+    if all(statistics.confusion is not None for statistics in sites.values()):
+        return sites
+    return {name: replace(statistics, confusion=None) for name, statistics in sites.items()}
 
 
 def figures_of(
@@ -176,7 +185,7 @@ def _shares_between_sites(
 ) -> tuple[BetweenSites | None, BetweenSites | None]:
     """Sensitivity and specificity across sites, where there is a threshold."""
     counted = {name: statistics.confusion for name, statistics in sites.items() if statistics.confusion is not None}
-    if not counted:
+    if len(counted) < len(sites):
         return None, None
     sensitivity = {name: (each.true_positive, each.false_negative) for name, each in counted.items()}
     specificity = {name: (each.true_negative, each.false_positive) for name, each in counted.items()}

@@ -45,6 +45,12 @@ def validated_states(record: Record, rounds: Sequence[RoundLine]) -> list[Valida
     return states
 
 
+def _what(states: Sequence[ValidatedState]) -> str:
+    """What the validation AUC is of: where sites train alone, of pairs of patients of the same site."""
+    within = any(state.validation.kind == "within_site" for state in states)
+    return "Within-site validation" if within else "Pooled validation"
+
+
 def draw_validation_auc(states: Sequence[ValidatedState], *, chosen: int | None, confidence: float) -> Markup:
     """Pooled validation AUC of the state after each round, with its interval; hollow where patients were missing."""
     most = max((state.num_patients for state in states), default=0)
@@ -55,7 +61,7 @@ def draw_validation_auc(states: Sequence[ValidatedState], *, chosen: int | None,
     ]
     with matplotlib.rc_context(style()):
         figure = new_figure(WIDTH, HEIGHT)
-        axes = figure.add_subplot(xlabel="State after round", ylabel="Pooled validation AUC")
+        axes = figure.add_subplot(xlabel="State after round", ylabel=f"{_what(states)} AUC")
         axes.grid(True)
         lows = [0.5]
         for stretch in _stretches([state.round for state, auc, _ in points if auc.low is not None]):
@@ -81,7 +87,7 @@ def draw_validation_auc(states: Sequence[ValidatedState], *, chosen: int | None,
         return svg_of(
             figure,
             key="figure-validation-auc",
-            title="Pooled validation AUC over the rounds",
+            title=f"{_what(states)} AUC over the rounds",
             description=_said("AUC", {state.round: value for state, _, value in points}, chosen),
         )
 

@@ -1,7 +1,7 @@
 """Tables of figures: headline, every site beside the pool, confusion matrix, three AUCs, between sites, calibration."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.metrics.confusion import Confusion
 from common.metrics.estimate import Estimate
@@ -22,17 +22,21 @@ class Hero:
     meaning: str
 
 
-def heroes(figures: EvaluationFigures) -> tuple[tuple[Hero, ...], tuple[tuple[str, str], ...]]:
-    """AUC, sensitivity and specificity of the pool, and the notes that belong to them."""
+def heroes(figures: EvaluationFigures, *, own_models: bool) -> tuple[tuple[Hero, ...], tuple[tuple[str, str], ...]]:
+    """AUC, sensitivity and specificity of the pool, and the notes that belong to them.
+
+    Args:
+        figures: Of the test.
+        own_models: Whether the models differ from site to site; the AUC is that within sites then.
+    """
     pooled, notes = figures.pooled, Notes()
-    auc = estimate_cell(pooled.auc.estimate, notes, key="test.pooled.auc", with_bar=True)
-    found = [
-        Hero(
-            "AUC",
-            auc,
-            "Chance that a necrosis scores higher than a recurrence; 0.5 is guessing",
-        )
-    ]
+    if own_models:
+        auc = estimate_cell(figures.within_site_auc.estimate, notes, key="test.within_site.auc", with_bar=True)
+        meaning = "Chance that a necrosis scores higher than a recurrence of the same site; 0.5 is guessing"
+        found = [Hero("AUC within sites", auc, meaning)]
+    else:
+        auc = estimate_cell(pooled.auc.estimate, notes, key="test.pooled.auc", with_bar=True)
+        found = [Hero("AUC", auc, "Chance that a necrosis scores higher than a recurrence; 0.5 is guessing")]
     at = pooled.at_threshold
     if at is not None:
         counts = at.counts
@@ -51,12 +55,20 @@ def heroes(figures: EvaluationFigures) -> tuple[tuple[Hero, ...], tuple[tuple[st
     return tuple(found), notes.pairs()
 
 
-def headline_table(figures: EvaluationFigures) -> Table:
-    """The pooled figures of the test at the frozen threshold, one to a row, with what each means."""
+def headline_table(figures: EvaluationFigures, *, own_models: bool) -> Table:
+    """The pooled figures of the test at the frozen threshold, one to a row, with what each means.
+
+    Args:
+        figures: Of the test.
+        own_models: Whether the models differ from site to site, and so do their thresholds.
+    """
     notes, pooled = Notes(), figures.pooled
-    rows = [
-        _headline("AUC", pooled.auc.estimate, "", "Pairs of a necrosis and a recurrence that are ranked rightly", notes)
-    ]
+    meaning = "Pairs of a necrosis and a recurrence that are ranked rightly"
+    if own_models:
+        within = figures.within_site_auc.estimate
+        rows = [_headline("AUC within sites", within, "", f"{meaning}, both of the same site", notes)]
+    else:
+        rows = [_headline("AUC", pooled.auc.estimate, "", meaning, notes)]
     if (at := pooled.at_threshold) is not None:
         c = at.counts
         called, cleared = c.true_positive + c.false_positive, c.true_negative + c.false_negative
@@ -85,7 +97,8 @@ def headline_table(figures: EvaluationFigures) -> Table:
                 _headline("NPV at prevalence", at.npv_at_prevalence, "", f"NPV {where}", notes),
             ]
     return Table(
-        f"Pooled test figures with {percent_name(figures.confidence)} intervals",
+        f"Pooled test figures with {percent_name(figures.confidence)} intervals"
+        + (", counts at each site’s own threshold" if own_models else ""),
         ("Figure", "Value and interval", "Patients", "What it is"),
         tuple(rows),
         notes.pairs(),
@@ -98,13 +111,14 @@ def _headline(name: str, estimate: Estimate | None, counts: str, meaning: str, n
     return Row(Cell(name), (cell, Cell(counts), words(meaning)))
 
 
-def site_table(evaluated: Evaluated, figures: EvaluationFigures, *, model: str) -> Table:
+def site_table(evaluated: Evaluated, figures: EvaluationFigures, *, model: str, own_models: bool) -> Table:
     """Every site's row, those without one with the reason, and the pooled row.
 
     Args:
         evaluated: The test.
         figures: Its figures.
         model: Which model the figures are of, in words.
+        own_models: Whether that is another one at each site; the last row's AUC is that within sites then.
     """
     notes = Notes()
     header = ("Site", "Recurrence", "Necrosis", "AUC", "Sensitivity", "Specificity", "PPV", "NPV", "Accuracy")
@@ -115,7 +129,11 @@ def site_table(evaluated: Evaluated, figures: EvaluationFigures, *, model: str) 
         else:
             reason = words(f"not in these figures – {evaluated.missing[name]}")
             rows.append(Row(Cell(name), (Cell(reason.text, span=len(header) - 1, words=True),)))
-    rows.append(_figures_row("All patients pooled", figures.pooled, notes, key="sites.pooled", strong=True))
+    last = figures.pooled
+    if own_models:
+        last = replace(last, auc=figures.within_site_auc)
+    name = "All patients; AUC within sites" if own_models else "All patients pooled"
+    rows.append(_figures_row(name, last, notes, key="sites.pooled", strong=True))
     return Table(
         f"Test figures of {model} at every site, with {percent_name(figures.confidence)} intervals",
         header,
@@ -151,7 +169,9 @@ def _shares(c: Confusion, at: object) -> list[tuple[str, Estimate, str]]:
 
 
 def personal_table(shared: Evaluated, own: Evaluated) -> Table:
-    """The shared model and each site's own one on the same test patients, and all of these pooled.
+    """The shared model and each site's own one on the same test patients, and over all sites.
+
+    There the AUC is that within sites, of both, since the own models' scores cannot be pooled.
 
     Args:
         shared: The test of the shared model.
@@ -167,8 +187,10 @@ def personal_table(shared: Evaluated, own: Evaluated) -> Table:
             for model, figures in models:
                 found = None if figures is None else figures.pooled if name is None else figures.per_site.get(name)
                 estimate = None if found is None else estimate_of(found, measure)
+                if figures is not None and name is None and measure == "auc":
+                    estimate = figures.within_site_auc.estimate  # own models' scores have no common scale
                 cells.append(estimate_cell(estimate, notes, key=f"personal.{name or 'pooled'}.{model}.{measure}"))
-        rows.append(Row(Cell(name or "All patients pooled"), tuple(cells), strong=name is None))
+        rows.append(Row(Cell(name or "All patients; AUC within sites"), tuple(cells), strong=name is None))
     confidence = next(figures.confidence for _, figures in models if figures is not None)
     header = [f"{measure}, {model}" for measure in ("AUC", "Sensitivity", "Specificity") for model, _ in models]
     return Table(

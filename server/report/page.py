@@ -25,7 +25,15 @@ from server.report.figure_tables import (
 )
 from server.report.figures import ForestRow, draw_calibration, draw_forest, draw_roc, estimate_of, forest_rows
 from server.report.participation import Absence, Grid, absences, participation_grid
-from server.report.reading import Evaluated, EvaluationFigures, Record, RoundLine
+from server.report.reading import (
+    Evaluated,
+    EvaluationFigures,
+    OperatingPoint,
+    OwnThreshold,
+    Record,
+    RoundLine,
+    Selection,
+)
 from server.report.run_tables import (
     case_lists_table,
     cohort_table,
@@ -133,6 +141,7 @@ class Page:
     not_pooled: str
     test_missing: tuple[tuple[str, str], ...]
     personal: PersonalPart | None
+    has_own_models: bool
     training: TrainingPart | None
     grid: Grid | None
     absences: tuple[Absence, ...]
@@ -170,6 +179,7 @@ def page_of(record: Record, rounds: Sequence[RoundLine]) -> Page:
         not_pooled="" if test is None or test.not_pooled is None else test.not_pooled,
         test_missing=() if test is None else tuple(test.missing.items()),
         personal=_personal_part(record),
+        has_own_models=record.has_own_models,
         training=_training_part(record, rounds) if rounds else None,
         grid=participation_grid(record, rounds) if rounds else None,
         absences=tuple(absences(rounds)),
@@ -217,6 +227,8 @@ def _choice(record: Record) -> str:
     if record.selection is None:
         return ""
     best = record.selection.best
+    if record.has_own_models:
+        return f"Chosen by {record.selection.rule}."
     if best.loss is None:
         return f"No state has a pooled validation result, so the last one was kept: that after round {best.round}."
     return f"Chosen: the state after round {best.round} ({record.selection.rule})."
@@ -240,8 +252,15 @@ def _facts(record: Record) -> tuple[Fact, ...]:
     if record.no_model is not None:
         facts.append(Fact("Model", record.no_model))
     if record.selection is not None:
-        facts.append(Fact("Chosen model", f"after round {record.selection.best.round}"))
+        facts.append(_chosen_fact(record.selection))
     return tuple(facts)
+
+
+def _chosen_fact(selection: Selection) -> Fact:
+    if selection.rounds:
+        each = ", ".join(f"{site} after round {round}" for site, round in selection.rounds.items())
+        return Fact("Chosen models", each)
+    return Fact("Chosen model", f"after round {selection.best.round}")
 
 
 def _sites_text(record: Record) -> str:
@@ -255,20 +274,23 @@ def _rounds_text(record: Record) -> str:
 
 
 def _test_part(record: Record, test: Evaluated, figures: EvaluationFigures) -> TestPart:
-    shown, notes = heroes(figures)
+    shown, notes = heroes(figures, own_models=record.has_own_models)
     pooled = figures.pooled
     bin_error = pooled.auc.bin_error
     return TestPart(
-        summary=_summary(figures),
+        summary=_summary(figures, threshold="thresholds of the sites" if record.has_own_models else "threshold"),
         heroes=shown,
         hero_notes=notes,
         certificate="" if bin_error is None else three(bin_error),
         threshold_reason=_threshold_reason(record) if pooled.at_threshold is None else "",
-        headline=headline_table(figures),
+        headline=headline_table(figures, own_models=record.has_own_models),
         sites=site_table(
-            test, figures, model="the shared model" if record.no_model is None else "each site’s own model"
+            test,
+            figures,
+            model="the shared model" if record.no_model is None else "each site’s own model",
+            own_models=record.has_own_models,
         ),
-        forests=_forests(figures),
+        forests=_forests(figures, own_models=record.has_own_models),
         between=between_table(figures),
         roc=draw_roc(test.roc, pooled, confidence=figures.confidence) if test.roc else None,
         confusion=confusion_rows(figures),
@@ -282,7 +304,7 @@ def _test_part(record: Record, test: Evaluated, figures: EvaluationFigures) -> T
     )
 
 
-def _summary(figures: EvaluationFigures) -> str:
+def _summary(figures: EvaluationFigures, *, threshold: str) -> str:
     pooled = figures.pooled
     num = pooled.num_recurrence + pooled.num_necrosis
     text = (
@@ -292,8 +314,9 @@ def _summary(figures: EvaluationFigures) -> str:
     )
     if (at := pooled.at_threshold) is not None and at.counts.num_patients:
         text += (
-            f" At the threshold frozen before the test, {at.counts.true_positive} of {at.counts.num_necrosis} necroses "
-            f"and {at.counts.true_negative} of {at.counts.num_recurrence} recurrences are called what they are."
+            f" At the {threshold} frozen before the test, {at.counts.true_positive} of {at.counts.num_necrosis} "
+            f"necroses and {at.counts.true_negative} of {at.counts.num_recurrence} recurrences are called what they "
+            "are."
         )
     return text
 
@@ -305,8 +328,8 @@ def _personal_part(record: Record) -> PersonalPart | None:
         return None
     method = {"ditto": "Ditto", "fine_tune": "fine-tuning of the last block"}[record.study.personalization.method]
     threshold = (
-        Fact("Rule", f"{rule_text(point.rule)}, on the validation patients of all sites, each under its own model"),
-        Fact("Threshold", threshold_text(point.threshold) if point.reason is None else f"none: {point.reason}"),
+        Fact("Rule", f"{rule_text(point.rule)}, at each site on its own validation patients under its own model"),
+        *_own_thresholds(point),
     )
     is_shown = shared.figures is not None or own.figures is not None
     return PersonalPart(
@@ -318,12 +341,24 @@ def _personal_part(record: Record) -> PersonalPart | None:
     )
 
 
+def _own_thresholds(point: OperatingPoint) -> tuple[Fact, ...]:
+    """The thresholds of models that are each site's own."""
+    return tuple(Fact(f"Threshold of {site}", _own_text(each)) for site, each in (point.per_site or {}).items())
+
+
+def _own_text(own: OwnThreshold) -> str:
+    return own.reason if own.reason is not None else threshold_text(own.threshold)
+
+
 def _threshold_reason(record: Record) -> str:
     point = record.operating_point
+    if point is not None and point.per_site is not None:
+        without = [site for site, own in point.per_site.items() if own.threshold is None]
+        return f"not every site counted at one ({and_list(without)})" if without else "no site chose one"
     return (point.reason if point is not None else None) or "the test was not counted at a threshold"
 
 
-def _forests(figures: EvaluationFigures) -> tuple[Markup, ...]:
+def _forests(figures: EvaluationFigures, *, own_models: bool) -> tuple[Markup, ...]:
     several = len(figures.per_site) > 1
     measures = (
         ("AUC", "auc", figures.auc_between_sites, 0.5),
@@ -332,12 +367,13 @@ def _forests(figures: EvaluationFigures) -> tuple[Markup, ...]:
     )
     drawn = []
     for title, measure, between, chance in measures:
-        pooled = estimate_of(figures.pooled, measure)
+        is_within = own_models and measure == "auc"
+        pooled = figures.within_site_auc.estimate if is_within else estimate_of(figures.pooled, measure)
         estimates = [pooled, *(estimate_of(figures_of_site, measure) for figures_of_site in figures.per_site.values())]
         if pooled is not None and any(each is not None and each.value is not None for each in estimates):
             patients = figures.pooled.num_recurrence + figures.pooled.num_necrosis
             rows = forest_rows(figures.per_site, measure)
-            whole = ForestRow("All patients pooled", pooled, patients)
+            whole = ForestRow("Within sites" if is_within else "All patients pooled", pooled, patients)
             drawn.append(draw_forest(rows, whole, between if several else None, measure=title, chance=chance))
     return tuple(drawn)
 
@@ -346,13 +382,16 @@ def _threshold_facts(record: Record) -> tuple[Fact, ...]:
     point = record.operating_point
     if point is None:
         return ()
+    if point.per_site is not None:
+        rule = Fact("Rule", f"{rule_text(point.rule)}, at each site on its own validation patients")
+        return (rule, *_own_thresholds(point))
     rule = Fact("Rule", f"{rule_text(point.rule)}, on the pooled validation patients")
     return (rule, Fact("Threshold", threshold_text(point.threshold)))
 
 
 def _training_part(record: Record, rounds: Sequence[RoundLine]) -> TrainingPart:
     states = validated_states(record, rounds)
-    chosen = None if record.selection is None else record.selection.best.round
+    chosen = None if record.selection is None or record.has_own_models else record.selection.best.round
     curves = []
     if any(state.validation.auc is not None and state.validation.auc.value is not None for state in states):
         curves.append(draw_validation_auc(states, chosen=chosen, confidence=record.study.evaluation.confidence))

@@ -58,6 +58,7 @@ class ValidationSummary(_Part):
     num_patients: tuple[int, int] | None
     loss: float | None
     auc: ValidationAuc | None
+    kind: Literal["pooled", "within_site"] = "pooled"
 
 
 class RoundLine(_Part):
@@ -84,11 +85,23 @@ class BestRound(_Part):
 
 
 class Selection(_Part):
-    """Which round's model was chosen, by which rule, and how the last state did."""
+    """Which round's model was chosen, by which rule, and how the last state did.
+
+    Attributes:
+        rounds: The round of each site's model, where every site trained and chose by itself; empty otherwise.
+    """
 
     rule: str
     best: BestRound
     last_validation: ValidationSummary
+    rounds: dict[str, int] = {}
+
+
+class OwnThreshold(_Part):
+    """The threshold of one site's own model."""
+
+    threshold: float | Literal["inf", "-inf"] | None
+    reason: str | None
 
 
 class OperatingPoint(_Part):
@@ -96,12 +109,14 @@ class OperatingPoint(_Part):
 
     Attributes:
         personal: That of the sites' own models, where the study has them.
+        per_site: Of models that are each site's own, the threshold of each; None where one holds for all.
     """
 
     rule: str
     threshold: float | Literal["inf", "-inf"] | None
     reason: str | None
     personal: "OperatingPoint | None" = None
+    per_site: dict[str, OwnThreshold] | None = None
 
 
 class EvaluationFigures(_Part):
@@ -176,6 +191,11 @@ class Record(_Part):
     def expected_sites(self) -> list[str]:
         """All sites that were expected, joined or not, by name."""
         return sorted({*self.sites, *self.not_joined})
+
+    @property
+    def has_own_models(self) -> bool:
+        """Whether every site trained by itself, so that the models of the figures differ from site to site."""
+        return self.study.aggregation.method == "local"
 
     @property
     def held_out_sites(self) -> list[str]:

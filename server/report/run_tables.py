@@ -125,7 +125,10 @@ def milestones_table(states: Sequence[ValidatedState], *, chosen: int | None) ->
         )
         rows.append(Row(Cell(f"{round}, {names[round]}"), cells, strong=round == chosen))
     header = ("After round", "Patients", "Validation AUC", "Loss (nats)")
-    return Table("Pooled validation, where the model was chosen", header, tuple(rows))
+    caption = "Pooled validation, where the model was chosen"
+    if any(state.validation.kind == "within_site" for state in states):
+        caption = "Validation of all sites, each under its own model; AUC within sites"
+    return Table(caption, header, tuple(rows))
 
 
 def _auc_cell(state: ValidatedState) -> Cell:

@@ -86,7 +86,8 @@ def scores_of_run(
 
 def _kept(config: SiteConfig, run: ArmRun, record: Mapping[str, Any], *, personal: bool) -> KeptScores:
     study = run.planned.study
-    tested = read_scores(config.cache, ModelOfRun(run.planned.name, study.digest, personal))
+    model = ModelOfRun(run.planned.name, study.digest, personal, record.get("run_id", ""))
+    tested = read_scores(config.cache, model)
     if tested is None or tested.round != record["selection"]["best"]["round"]:
         found = "none" if tested is None else f"those of round {tested.round}"
         raise ConfigError(
@@ -148,7 +149,7 @@ def scores_abroad(run: ArmRun, record: Mapping[str, Any], sites: Mapping[str, Si
         sites: By name.
     """
     study, best = run.planned.study, int(record["selection"]["best"]["round"])
-    model = ModelOfRun(run.planned.name, study.digest)
+    model = ModelOfRun(run.planned.name, study.digest, run_id=record.get("run_id", ""))
     found = {}
     for name, config in sites.items():
         patients = patients_tested(config, study)

@@ -15,7 +15,7 @@ from common.errors import DataError, DisclosureError, ProtocolError
 from common.metrics.bins import MarginBins, add_histograms
 from common.metrics.paired import pooled_difference, site_difference
 from common.study import parse_study
-from common.tasks import CompareTask, ModelOfRun
+from common.tasks import CompareReply, CompareTask, ModelOfRun
 from tests.tiny_hospitals import study_text
 
 STUDY = parse_study(study_text(), origin="study")
@@ -146,3 +146,31 @@ def test_no_identifier_is_kept(cache: Path) -> None:
     body = json.loads(json.loads((cache / "scores" / f"new-{'a' * 12}" / "global.json").read_text())["body"])
 
     assert set(body) == {"cohort_digest", "round", "num_bins", "index", "labels"}
+
+
+def test_a_second_pool_for_the_same_pair_of_runs_is_refused_and_the_same_one_again_is_not(
+    cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = compare_kept(cache, ALL_MAY_LEAVE, TASK, cohort_digest=COHORT, study_digest=STUDY.digest).site
+    assert site is not None
+    first = replace(TASK, pools=site.histograms)
+    larger = [add_histograms(each, each) for each in site.histograms]
+    with_another = replace(TASK, pools=(larger[0], larger[1]))
+    turned_round = replace(TASK, first=SECOND, second=FIRST, pools=(larger[1], larger[0]))
+
+    def answer(task: CompareTask) -> CompareReply:
+        return compare_kept(cache, ALL_MAY_LEAVE, task, cohort_digest=COHORT, study_digest=STUDY.digest)
+
+    one, same, other, other_way = (answer(task) for task in (first, first, with_another, turned_round))
+
+    assert one.sums is not None
+    assert same == one
+    for refused in (other, other_way):
+        assert (refused.withheld, refused.sums) == ("other_pools", None)
+    assert "has answered for these two runs before, with other pools" in caplog.text
+    for path in (cache / "scores").rglob("answered/*"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_another_run_of_the_same_name_and_study_has_scores_of_its_own(cache: Path) -> None:
+    assert read_scores(cache, replace(FIRST, run_id="0123456789abcdef")) is None

@@ -1,8 +1,8 @@
 """Methods whose state stays at a site, on real files: what leaves, what stays, and the identities that must hold."""
 
 import logging
-from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -15,10 +15,14 @@ from client.site import Site
 from client.site_memory import SiteMemory
 from client.training import round_generator
 from common.errors import ProtocolError, TrainingError
+from common.messages import bins_of
+from common.metrics.auc import pooled_auc
+from common.metrics.operating_point import ThresholdRule, choose_threshold
+from common.metrics.site_statistics import SiteStatistics
 from common.model_state import Array, ModelState, state_digest, update_norm
 from common.models import build_model, get_state, initial_state, set_state
 from common.study import Study, parse_study
-from common.tasks import EvaluateReply, EvaluateTask, TrainReply, TrainTask
+from common.tasks import EvaluateReply, EvaluateTask, OwnChoice, TrainReply, TrainTask
 from tests.tiny_hospitals import study_text, write_tiny_hospital
 
 ROUNDS = 3
@@ -54,9 +58,7 @@ def train(
     )
 
 
-def evaluate(
-    site: Site, state: ModelState, *, round: int, run: str, personal_threshold: float | None = None
-) -> EvaluateReply:
+def evaluate(site: Site, state: ModelState, *, round: int, run: str, own_round: bool = False) -> EvaluateReply:
     return site.evaluate(
         EvaluateTask(
             site.study,
@@ -65,7 +67,7 @@ def evaluate(
             state,
             run=run,
             round=round,
-            personal_threshold=personal_threshold,
+            own_round=own_round,
             class_weights=(1.0, 1.0),
             class_counts=(12, 4),
         )
@@ -151,9 +153,9 @@ def test_hospital_the_model_is_new_to_estimates_its_statistics_from_its_training
         batch_size=4,
         generator=round_generator(seed=3, site="a", round=2, purpose="statistics"),
     )
-    assert reply.evaluation == site._evaluate(model, "test", threshold=0.0)
+    assert reply.evaluation == site._shown(site._scores(model, "test"), "test", threshold=0.0)
     set_state(model, complete)
-    assert reply.evaluation != site._evaluate(model, "test", threshold=0.0)
+    assert reply.evaluation != site._shown(site._scores(model, "test"), "test", threshold=0.0)
 
 
 def test_in_round_one_everybody_starts_at_the_initial_values(config: SiteConfig) -> None:
@@ -219,23 +221,25 @@ def test_own_model_is_evaluated_beside_the_global_one_at_its_own_threshold(confi
     site = Site.open(config, study(personalization={"method": "ditto"}))
     replies = alone(site, run="own", rounds=2)
 
-    reply = evaluate(site, replies[0].state, round=1, run="own", personal_threshold=float("inf"))
+    reply = evaluate(site, replies[0].state, round=1, run="own")
 
     model = build_model(site.study.model, num_sequences=3)
     set_state(model, personal_state(site, "own", round=1))
-    assert reply.personal == site._evaluate(model, "test", threshold=float("inf"))
-    assert reply.personal.statistics is not None
-    assert reply.personal.statistics.confusion is not None
-    assert reply.personal.statistics.confusion.true_positive == 0
+    bins = bins_of(site.study)
+    histogram = SiteStatistics.from_margins(*site._scores(model, "validation"), bins=bins, threshold=None).histogram
+    threshold = choose_threshold(histogram, ThresholdRule("sensitivity", 0.9), bins).threshold
+    assert reply.personal_choice == OwnChoice(1, threshold, "")
+    assert reply.choice is None
+    assert reply.personal == site._shown(site._scores(model, "test"), "test", threshold=threshold)
     set_state(model, replies[0].state)
-    assert reply.evaluation == site._evaluate(model, "test", threshold=0.0)
+    assert reply.evaluation == site._shown(site._scores(model, "test"), "test", threshold=0.0)
 
 
 @pytest.mark.parametrize("method", ["ditto", "fine_tune"])
 def test_site_that_never_trains_has_no_model_of_its_own(method: str, config: SiteConfig) -> None:
     agreed = study(personalization={"method": method}, participation={"held_out": ["a"]})
 
-    reply = evaluate(Site.open(config, agreed), initial(agreed), round=2, run="held out", personal_threshold=0.0)
+    reply = evaluate(Site.open(config, agreed), initial(agreed), round=2, run="held out")
 
     assert reply.personal is None
 
@@ -243,9 +247,12 @@ def test_site_that_never_trains_has_no_model_of_its_own(method: str, config: Sit
 def test_own_model_of_a_site_that_has_not_trained_yet_is_the_global_one(config: SiteConfig) -> None:
     agreed = study(personalization={"method": "ditto"})
 
-    reply = evaluate(Site.open(config, agreed), initial(agreed), round=2, run="late", personal_threshold=0.0)
+    reply = evaluate(Site.open(config, agreed), initial(agreed), round=2, run="late")
 
-    assert reply.personal == reply.evaluation
+    assert reply.personal is not None
+    assert reply.personal.statistics is not None
+    assert reply.evaluation.statistics is not None
+    assert reply.personal.statistics.histogram == reply.evaluation.statistics.histogram
 
 
 def test_without_own_models_nothing_is_said_of_one(config: SiteConfig) -> None:
@@ -267,7 +274,7 @@ def test_fine_tuning_changes_the_last_block_alone_and_is_the_same_when_redone(co
     site = Site.open(config, study(model=BATCH, personalization=FINE_TUNE))
     state = train(site, initial(site.study), round=1, run="tuned").state
 
-    replies = [evaluate(site, state, round=1, run=run, personal_threshold=0.0) for run in ("tuned", "anew")]
+    replies = [evaluate(site, state, round=1, run=run) for run in ("tuned", "anew")]
 
     one, other = (fine_tuned(site, run, round=1) for run in ("tuned", "anew"))
     assert one is not None
@@ -279,7 +286,10 @@ def test_fine_tuning_changes_the_last_block_alone_and_is_the_same_when_redone(co
     assert one.keys() - {"origin"} == names
     assert update_norm({name: one[name] for name in names}, {name: state[name] for name in names}) > 0
     set_state(model, {**state, **{name: one[name] for name in names}})
-    assert replies[0].personal == replies[1].personal == site._evaluate(model, "test", threshold=0.0)
+    choice = replies[0].personal_choice
+    assert choice is not None
+    scores = site._scores(model, "test")
+    assert replies[0].personal == replies[1].personal == site._shown(scores, "test", threshold=choice.threshold)
     assert replies[0].personal != replies[0].evaluation
 
 
@@ -410,25 +420,66 @@ def test_site_that_trains_by_itself_is_a_federation_of_one_and_sends_no_state(co
     assert [reply.evaluation for reply in own] == [reply.evaluation for reply in replies]
     assert [reply.train_loss for reply in own] == [reply.train_loss for reply in replies]
     for reply in replies[1:]:
-        expected = evaluate(federated, reply.state, round=reply.round, run="one")
-        found = evaluate(site, initial(site.study), round=reply.round, run="local")
-        assert found.evaluation == expected.evaluation
+        expected = evaluate(federated, reply.state, round=reply.round, run="one").evaluation.statistics
+        found = evaluate(site, initial(site.study), round=reply.round, run="local").evaluation.statistics
+        assert found is not None
+        assert expected is not None
+        assert (found.histogram, found.loss_sum) == (expected.histogram, expected.loss_sum)
 
 
-def test_best_round_s_own_model_is_still_there_at_the_end(config: SiteConfig) -> None:
-    site = Site.open(config, study(aggregation={"method": "local"}, rounds=4))
+def test_site_that_trains_by_itself_is_tested_with_the_round_and_the_threshold_that_it_chose(
+    config: SiteConfig,
+) -> None:
+    site = Site.open(config, study(aggregation={"method": "local"}, rounds=4, training={"learning_rate": 0.05}))
     state = initial(site.study)
-    train(site, state, round=1, run="best")
-    wanted = evaluate(site, state, round=1, run="best")
+    aucs, tested = [], []
+    for round in (1, 2, 3, 4):
+        train(site, state, round=round, run="best")
+        validated = site.evaluate(_ask(site, state, "validation", round=round)).evaluation.statistics
+        assert validated is not None
+        aucs.append((pooled_auc(validated.histogram).estimate.value or -1.0, -validated.loss_sum))
+        tested.append(evaluate(site, state, round=round, run="best").evaluation.statistics)
+    best = 1 + aucs.index(max(aucs))
 
-    for round in (2, 3, 4):
-        site.train(replace(_task(site, state, round), best_round=1))
+    reply = evaluate(site, state, round=4, run="best", own_round=True)
 
-    assert evaluate(site, state, round=1, run="best").evaluation == wanted.evaluation
+    assert reply.choice is not None
+    assert (reply.choice.round, reply.choice.reason) == (best, "")
+    assert reply.evaluation.statistics == tested[best - 1]
+    assert reply.evaluation.statistics is not None
+    assert reply.evaluation.statistics.confusion is not None
 
 
-def _task(site: Site, state: ModelState, round: int) -> TrainTask:
-    return TrainTask(site.study, "best", round, (1.0, 1.0), 0.0, state, class_counts=(12, 4))
+def _ask(site: Site, state: ModelState, split: Literal["validation", "test"], *, round: int) -> EvaluateTask:
+    return EvaluateTask(
+        site.study, split, None, state, run="best", round=round, class_weights=(1.0, 1.0), class_counts=(12, 4)
+    )
+
+
+def test_threshold_chosen_on_few_patients_is_used_and_not_shown(tmp_path: Path) -> None:
+    splits = (("train", 4, 3), ("validation", 2, 2), ("test", 3, 3))
+    few = read_site_config(write_tiny_hospital(tmp_path, "few", splits=splits))
+    rules = few.disclosure.model_copy(update={"min_cell": 3})
+
+    site = Site.open(few.model_copy(update={"disclosure": rules}), study(aggregation={"method": "local"}))
+    train(site, initial(site.study), round=1, run="few")
+    reply = evaluate(site, initial(site.study), round=1, run="few")
+
+    assert reply.choice == OwnChoice(1, None, "withheld")
+    assert reply.evaluation.statistics is not None
+    assert reply.evaluation.statistics.confusion is not None
+
+
+def test_site_says_that_a_file_of_its_own_layers_was_unreadable(config: SiteConfig) -> None:
+    site = Site.open(config, study(model=BATCH | {"norm": "fedbn"}))
+    replies = alone(site, run="damaged", rounds=2)
+    for path in (config.cache / "kept").glob("damaged-*/own-*.safetensors"):
+        path.write_bytes(b"nothing that can be read")
+
+    again = train(site, replies[-1].state, round=3, run="damaged")
+
+    assert [reply.damaged for reply in replies] == [(), ()]
+    assert again.damaged == ("own",)
 
 
 # --- what stays -------------------------------------------------------------------------------------------------------

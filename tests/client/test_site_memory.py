@@ -9,8 +9,8 @@ import pytest
 from client.site_memory import Part, SiteMemory
 
 
-def memory_in(cache: Path, *, run: str = "run", study: str = "0") -> SiteMemory:
-    return SiteMemory(cache, run=run, study_digest=study * 64)
+def memory_in(cache: Path, *, run: str = "run", study: str = "0", run_id: str = "") -> SiteMemory:
+    return SiteMemory(cache, run=run, study_digest=study * 64, run_id=run_id)
 
 
 def kept_rounds(cache: Path, part: Part) -> list[int]:
@@ -59,6 +59,7 @@ def test_parts_runs_and_studies_have_memories_of_their_own(tmp_path: Path) -> No
     assert value(memory_in(tmp_path), round=1, part="optimizer") is None
     assert value(memory_in(tmp_path, run="other"), round=1, part="personal-optimizer") is None
     assert value(memory_in(tmp_path, study="1"), round=1, part="personal-optimizer") is None
+    assert value(memory_in(tmp_path, run_id="ab"), round=1, part="personal-optimizer") is None
     assert value(memory_in(tmp_path), round=1, part="personal-optimizer") == 1
 
 
@@ -117,6 +118,7 @@ def test_damaged_part_counts_as_not_there_and_is_told_without_a_path(
         found = value(memory, round=2)
 
     assert found == 1
+    assert memory.damaged == {"own"}
     assert "kept of round 2 is damaged" in caplog.text
     assert str(tmp_path) not in caplog.text
 

@@ -12,9 +12,9 @@ from common.metrics.bins import MarginBins
 from common.metrics.site_statistics import SiteStatistics
 from common.model_state import state_digest
 from common.study import Study
-from common.tasks import SPLITS, Evaluation, SiteManifest, Split
+from common.tasks import SPLITS, Evaluation, OwnChoice, SiteManifest, Split
 from server import progress as checkpoint
-from server.decision import decide, with_confusion
+from server.decision import Decision, decide, decided_by_sites, with_confusion, with_own_confusions
 from server.evaluation import HELD_OUT
 from server.pooling import Pool, candidate, pool_evaluations, summary
 from server.progress import Progress
@@ -184,11 +184,19 @@ class _Inventor:
         missing |= {site.name: "absent: never connected" for site in self.expected if not site.joined}
         personal = None
         if self.study.personalization.method != "none":
-            own_validation = self._pool("validation", missing={}, quality=quality + 1)
-            own = decide(own_validation, self.study)
             own_missing = missing | dict.fromkeys(self.study.participation.held_out, HELD_OUT)
-            own_test = self._pool("test", missing=own_missing, quality=quality + 1, threshold=own.threshold)
-            personal = PersonalEvaluation(own, with_confusion(own_validation, own.threshold), own_test)
+            personal = PersonalEvaluation(*self._own(quality + 1, own_missing, round=best.round))
+        if self.study.aggregation.method == "local":
+            decision, validation, test = self._own(quality, missing, round=2)
+            return FinalEvaluation(
+                best=replace(best, round=self.study.rounds),
+                best_state=self.state,
+                final_state=self.state,
+                last_validation=summary(last, study=self.study),
+                decision=decision,
+                validation=validation,
+                test=test,
+            ), progress
         return FinalEvaluation(
             best=best,
             best_state=self.state,
@@ -199,6 +207,20 @@ class _Inventor:
             test=self._pool("test", missing=missing, quality=quality, threshold=decision.threshold),
             personal=personal,
         ), progress
+
+    def _own(self, quality: float, missing: Mapping[str, str], *, round: int) -> tuple[Decision, Pool, Pool]:
+        """Thresholds, validation and test of models that are each site's own."""
+        validation = self._pool("validation", missing=missing, quality=quality)
+        choices = {}
+        for site in validation.per_site:
+            alone = replace(validation, per_site={site: validation.per_site[site]}, reason="")
+            choices[site] = OwnChoice(round, decide(alone, self.study).threshold, "")
+        test = self._pool("test", missing=missing, quality=quality)
+        return (
+            decided_by_sites(choices, self.study),
+            with_own_confusions(validation, choices),
+            with_own_confusions(test, choices),
+        )
 
     def _pool(
         self,

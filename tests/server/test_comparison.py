@@ -13,7 +13,7 @@ from client.kept_scores import read_scores
 from common.errors import ConfigError
 from common.metrics.paired import KeptScores, site_comparison, site_difference
 from common.tasks import ModelOfRun
-from server.compare_with import find_models, note_models, noted_models
+from server.compare_with import EarlierModel, find_models, note_models, noted_models
 from server.run_folder import RunFolder
 from tests.tiny_federation import Run, begin_run, carry_on, run_federation, write_hospitals
 from tests.tiny_hospitals import study_text
@@ -34,7 +34,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
 
 
 def kept(site: Path, run: Run) -> KeptScores:
-    model = ModelOfRun(run.folder.name, run.folder.read_study().digest)
+    model = ModelOfRun(run.folder.name, run.folder.read_study().digest, run_id=run.record["run_id"])
     tested = read_scores(read_site_config(site).cache, model)
     assert tested is not None
     return tested.scores
@@ -145,7 +145,7 @@ def test_names_that_are_of_no_run_with_a_result_are_refused(
 
 def test_note_survives_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    models = [ModelOfRun("old", "a" * 64, personal=True)]
+    models = [EarlierModel(ModelOfRun("old", "a" * 64, personal=True), own_models=True)]
 
     assert noted_models(folder) == []
     note_models(folder, models)
@@ -154,3 +154,15 @@ def test_note_survives_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
     (tmp_path / "compare_with.json").write_text("[{}]")
     with pytest.raises(ConfigError, match="unreadable; delete it"):
         noted_models(folder)
+
+
+def test_damaged_note_is_refused_before_the_run_begins(
+    federation: tuple[Path, dict[str, Path], Run, Run], tmp_path: Path
+) -> None:
+    folder = begin_run(tmp_path / "run", NEW_STUDY, federation[1])
+    (folder.path / "compare_with.json").write_text("[{}]")
+
+    with pytest.raises(ConfigError, match="unreadable; delete it"):
+        carry_on(folder, federation[1])
+
+    assert not folder.status.exists()

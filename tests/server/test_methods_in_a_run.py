@@ -20,7 +20,9 @@ from common.model_state import decode_state, state_digest
 from common.models import local_names
 from server.federation import Federation, QuorumError
 from server.global_state import LOCAL_MODELS, initial_global_state, trained_names
+from server.report import write_report
 from server.run_folder import RunFolder
+from server.run_status import read_status
 from simulations.engines.in_process import InProcessGrid
 from tests.killed_run import Moment, carry_on_in_a_process
 from tests.server.test_resume import require_same_result
@@ -90,7 +92,10 @@ def test_ditto_leaves_the_global_model_as_it_is_and_has_figures_of_its_own(
         assert shared == plain.record["figures"][name]["figures"]
         assert own["statistics"]["num_patients"] == shared["statistics"]["num_patients"] == [6, 6]
         assert own["pooled"]["at_threshold"] is not None
+        assert own["pooled"]["auc"]["estimate"]["value"] is None
+        assert own["within_site_auc"]["estimate"]["value"] is not None
     point = run.record["operating_point"]
+    assert sorted(point["personal"]["per_site"]) == ["a", "b", "c"]
     assert point["personal"]["rule"] == point["rule"] == "sensitivity 0.9"
     assert {name: point[name] for name in point if name != "personal"} == plain.record["operating_point"]
 
@@ -264,7 +269,12 @@ def controls_of_sites(sites: Mapping[str, Path], folder: RunFolder, *, round: in
     """What each site itself keeps as its control variate after a round."""
     found: dict[str, dict[str, Any]] = {}
     for name, config in sites.items():
-        memory = SiteMemory(read_site_config(config).cache, run=folder.name, study_digest=folder.read_study().digest)
+        memory = SiteMemory(
+            read_site_config(config).cache,
+            run=folder.name,
+            study_digest=folder.read_study().digest,
+            run_id=json.loads(folder.progress.read_text())["run_id"],
+        )
         values = memory.read("control", round=round)
         assert values is not None
         found[name] = values
@@ -378,9 +388,57 @@ def test_local_training_has_no_global_model_and_is_evaluated_site_by_site(
                 *("accepted", None, None),
                 0,
             )
+    assert sorted(run.record["selection"]["rounds"]) == ["a", "b", "c"]
+    assert sorted(run.record["operating_point"]["per_site"]) == ["a", "b", "c"]
+    assert run.record["operating_point"]["threshold"] is None
+    for name in ("validation", "test"):
+        figures = run.record["figures"][name]
+        assert figures["figures"]["pooled"]["auc"]["estimate"]["value"] is None
+        assert figures["figures"]["within_site_auc"]["estimate"]["value"] is not None
+        assert figures["figures"]["pooled"]["at_threshold"] is not None
+        assert figures["roc"] == []
+    assert {record["validation"]["kind"] for record in run.rounds} == {"within_site"}
     # The sites' models learn although the state they are sent stays the initial one.
     losses = [record["validation"]["loss"] for record in run.rounds]
     assert losses[0] != losses[1] != losses[2]
+
+
+def test_a_second_run_of_the_same_name_finds_nothing_of_the_first_at_a_site(
+    sites: dict[str, Path], tmp_path: Path
+) -> None:
+    def is_away(message: Message, answer: Answer) -> Message:
+        return Message(RecordDict({"reply": ConfigRecord({"protocol": 2, "failure": "internal"})}), reply_to=message)
+
+    text = study_text(rounds=2, personalization={"method": "ditto"}, participation={"min_sites": 2})
+    run_federation(tmp_path / "first" / "run", text, sites)
+    late = FaultyClientApp("c", is_away)  # takes part in no round, and is tested
+
+    again = run_federation(tmp_path / "second" / "run", text, sites, app=late)
+
+    shared, own = (again.record["figures"][name]["figures"]["per_site"]["c"] for name in ("test", "personal_test"))
+    assert own["auc"] == shared["auc"], "its own model is the global one, since it has not trained in this run"
+
+
+def test_damaged_file_of_own_layers_is_in_record_report_and_status(sites: dict[str, Path], tmp_path: Path) -> None:
+    def after_damage(message: Message, answer: Answer) -> Message:
+        for path in (read_site_config(sites["b"]).cache / "kept").glob("damaged-*/own-*.safetensors"):
+            path.write_bytes(b"nothing that can be read")
+        return answer()
+
+    study = study_text(rounds=3, model={"norm": "fedbn"})
+    app = FaultyClientApp("b", after_damage, only_round=2)
+
+    run = run_federation(tmp_path / "damaged", study, sites, app=app)
+
+    said = "b went on from older values of its own layers, or began them anew, in round 2: its file was unreadable"
+    problems = run.record["problems"]
+    assert problems[0] == said
+    # The evaluation of a round whose file was damaged meets it as well.
+    assert all(problem.startswith("b went on from older values of its own layers") for problem in problems)
+    assert read_status(run.folder).problems == problems
+    assert run.record["outcome"] == "DEGRADED"
+    write_report(run.folder)
+    assert said in run.folder.report.read_text()
 
 
 # --- own models -------------------------------------------------------------------------------------------------------
@@ -470,6 +528,25 @@ def test_site_that_is_held_out_never_trains_and_is_tested(sites: dict[str, Path]
     assert sorted(figures["test"]["figures"]["per_site"]) == ["a", "b", "c"]
     assert sorted(figures["personal_test"]["figures"]["per_site"]) == ["a", "b"]
     assert figures["personal_test"]["missing"]["c"].startswith("held out: ")
+
+
+@pytest.mark.parametrize("norm", ["group", "fedbn"])
+def test_hospital_with_test_patients_alone_can_be_held_out(norm: str, sites: dict[str, Path], tmp_path: Path) -> None:
+    only_test = write_hospitals(tmp_path / "new", "d", splits=(("test", 3, 2),))
+    study = study_text(rounds=1, participation={"held_out": ["d"]}, model={"norm": norm})
+
+    run = run_federation(tmp_path / "run", study, sites | only_test)
+
+    assert run.record["problems"] == []
+    assert run.record["figures"]["test"]["figures"]["per_site"]["d"]["num_necrosis"] == 2
+
+
+def test_hospital_with_test_patients_alone_cannot_train(sites: dict[str, Path], tmp_path: Path) -> None:
+    only_test = write_hospitals(tmp_path / "new", "d", splits=(("test", 3, 2),))
+
+    run = run_federation(tmp_path / "run", study_text(rounds=1), {"a": sites["a"], "b": sites["b"]} | only_test)
+
+    assert run.record["not_joined"] == {"d": "failed: config"}
 
 
 def test_name_that_is_held_out_and_not_expected_is_refused(sites: dict[str, Path], tmp_path: Path) -> None:

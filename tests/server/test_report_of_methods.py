@@ -33,10 +33,11 @@ def test_own_models_stand_beside_the_shared_one_site_by_site_and_pooled(personal
         evaluated = record.evaluated(name)  # type: ignore[arg-type]
         assert evaluated is not None
         assert evaluated.figures is not None
+        within = evaluated.figures.within_site_auc.estimate
         for row, figures in [*evaluated.figures.per_site.items(), ("pooled", evaluated.figures.pooled)]:
             assert figures.at_threshold is not None
             found = {
-                "auc": figures.auc.estimate,
+                "auc": within if row == "pooled" else figures.auc.estimate,
                 "sensitivity": figures.at_threshold.sensitivity,
                 "specificity": figures.at_threshold.specificity,
             }
@@ -50,7 +51,12 @@ def test_own_models_have_a_threshold_of_their_own(personalized: RunFolder) -> No
 
     assert point is not None
     assert point.personal is not None
-    assert point.personal.threshold != point.threshold
+    assert point.personal.threshold is None
+    assert point.personal.per_site is not None
+    thresholds = {own.threshold for own in point.personal.per_site.values()}
+    assert len(point.personal.per_site) == 4
+    assert len(thresholds) > 1
+    assert point.threshold not in thresholds
 
 
 def test_report_of_a_study_without_own_models_does_not_speak_of_them(tmp_path: Path) -> None:
@@ -63,13 +69,24 @@ def test_report_of_a_study_without_own_models_does_not_speak_of_them(tmp_path: P
 def test_run_of_sites_that_train_alone_says_that_there_is_no_global_model(tmp_path: Path) -> None:
     folder = write_invented_run(tmp_path / "run", SITES, rounds=2, aggregation={"method": "local"})
 
-    text = report_of(folder).text
+    page = report_of(folder)
 
+    text = page.text
     assert "local: no global model" in text
     assert "A site’s row is the model that it trained by itself" in text
     assert "shared model" not in text.split("Who took part")[0]
     assert list(folder.model.iterdir()) == []
-    assert read_record(folder).models == {}
+    record = read_record(folder)
+    assert record.models == {}
+    test = record.evaluated("test")
+    assert test is not None
+    assert test.figures is not None
+    assert test.roc == []
+    assert test.figures.pooled.auc.estimate.value is None
+    assert_shown(page, "test.pooled.auc_within_sites", vars(test.figures.within_site_auc.estimate))
+    assert "Threshold of bern" in text
+    assert "bern after round 2, graz after round 2" in text
+    assert "scores of different models have no common scale" in text
 
 
 def test_site_that_is_held_out_is_missing_in_no_round_and_said_to_be_tested_alone(tmp_path: Path) -> None:

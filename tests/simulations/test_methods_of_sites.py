@@ -13,7 +13,6 @@ import pytest
 from client.config import read_site_config
 from client.site_memory import Part, SiteMemory
 from common.model_state import Array, ModelState, decode_state
-from common.study import parse_study
 from tests.killed_run import Moment, carry_on_in_a_process
 from tests.tiny_federation import Run, begin_run, carry_on, run_federation, write_hospitals
 from tests.tiny_hospitals import study_text
@@ -52,9 +51,10 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return write_hospitals(tmp_path_factory.mktemp("hospitals"), "a", "b", splits=SPLITS)
 
 
-def kept(sites: Mapping[str, Path], site: str, part: Part, text: str, *, round: int) -> dict[str, Array]:
-    digest = parse_study(text, origin="study").digest
-    values = SiteMemory(read_site_config(sites[site]).cache, run="run", study_digest=digest).read(part, round=round)
+def kept(sites: Mapping[str, Path], site: str, part: Part, run: Run, *, round: int) -> dict[str, Array]:
+    cache, record = read_site_config(sites[site]).cache, run.record
+    memory = SiteMemory(cache, run="run", study_digest=record["study_digest"], run_id=record["run_id"])
+    values = memory.read(part, round=round)
     assert values is not None
     return values
 
@@ -87,7 +87,7 @@ def test_no_normalisation_key_is_in_a_state_of_a_fedbn_run_and_sites_have_layers
     text = text_of(FEDBN)
     run = run_federation(tmp_path / "run", text, sites)
 
-    own = [kept(sites, site, "own", text, round=3) for site in "ab"]
+    own = [kept(sites, site, "own", run, round=3) for site in "ab"]
     assert len(own[0]) == 12 * 5
     assert not run.model("final").keys() & own[0].keys()
     assert not np.array_equal(own[0]["bn1.running_mean"], own[1]["bn1.running_mean"])
@@ -111,7 +111,7 @@ def test_server_s_control_variate_is_the_mean_of_the_sites(sites: dict[str, Path
     text = text_of(SCAFFOLD)
     run = run_federation(tmp_path / "run", text, sites)
 
-    own = [kept(sites, site, "control", text, round=3) for site in "ab"]
+    own = [kept(sites, site, "control", run, round=3) for site in "ab"]
     server = control_of(run)
     assert server.keys() == own[0].keys()
     for name, values in server.items():
