@@ -18,6 +18,7 @@ from client.fresh_header import with_fresh_header
 from client.private_files import make_private_folder, write_atomically
 from client.sources.bids import EXAM_COLUMN, MASKS, PATIENT_COLUMN
 from client.sources.sidecar import sidecar_of
+from client.traits import AGE, MONTHS, SEX
 from common.errors import ConfigError, DataError, list_of_faults
 from common.study import CLASS_NAMES, Sequence
 
@@ -35,6 +36,12 @@ _COLUMNS = {
     "label": {"Description": "reference standard", "Levels": LEVELS},
     "split": {"Description": "part of the cohort", "Levels": {"train": "", "validation": "", "test": ""}},
 }
+_TRAITS = {
+    AGE: {"Description": "age at the exam", "Units": "years"},
+    SEX: {"Description": "sex", "Levels": {"F": "female", "M": "male", "O": "other"}},
+    MONTHS: {"Description": "time from the end of radiotherapy to the exam", "Units": "months"},
+}
+"""What statistics of the cohort count; a column for each that the source says of any exam."""
 _LISTS = {"train": "training", "validation": "validation", "test": "test"}
 
 
@@ -58,6 +65,7 @@ def write_bids(cohort: Cohort, folder: Path) -> int:
     }
     _write_json(folder / "dataset_description.json", description)
     subjects = bids_labels([exam.patient_id for exam in cohort.exams], prefix="sub-")
+    traits = [name for name in _TRAITS if any(_trait(exam, name) != "n/a" for exam in cohort.exams)]
     faults: list[str] = []
     num_images = 0
     participants = []
@@ -70,16 +78,21 @@ def write_bids(cohort: Cohort, folder: Path) -> int:
         row = [f"sub-{subject}", patient_id, CLASS_NAMES[exams[0].label]]
         if cohort.split_source == "table":
             row.append(cohort.split_of[patient_id])
-        participants.append([*row, *(_point(exams[0]) if alone else ["n/a"] * 3)])
+        known = _known_of(exams[0], traits) if alone else ["n/a"] * len([*POINT, *traits])
+        participants.append([*row, *known])
         if not alone:
-            rows = [[f"ses-{sessions[exam.exam_id]}", exam.exam_id or "n/a", *_point(exam)] for exam in exams]
-            _write_tsv(folder / f"sub-{subject}/sub-{subject}_sessions.tsv", ["session_id", EXAM_COLUMN, *POINT], rows)
+            rows = [
+                [f"ses-{sessions[exam.exam_id]}", exam.exam_id or "n/a", *_known_of(exam, traits)] for exam in exams
+            ]
+            header = ["session_id", EXAM_COLUMN, *POINT, *traits]
+            _write_tsv(folder / f"sub-{subject}/sub-{subject}_sessions.tsv", header, rows)
     if faults:
         raise DataError(list_of_faults(str(folder), faults))
     columns = [name for name in _COLUMNS if name != "split" or cohort.split_source == "table"]
     points = {name: {"Description": "centre of the lesion in the world (RAS)", "Units": "mm"} for name in POINT}
-    _write_json(folder / "participants.json", {name: _COLUMNS[name] for name in columns} | points)
-    _write_tsv(folder / "participants.tsv", [*columns, *POINT], participants)
+    described = {name: _COLUMNS[name] for name in columns} | points | {name: _TRAITS[name] for name in traits}
+    _write_json(folder / "participants.json", described)
+    _write_tsv(folder / "participants.tsv", [*columns, *POINT, *traits], participants)
     return num_images
 
 
@@ -161,6 +174,21 @@ def _write_exam(exam: Exam, folder: Path, subject: str, session: str, faults: li
 
 def _point(exam: Exam) -> list[str]:
     return ["n/a"] * 3 if exam.lesion_point is None else [repr(number) for number in exam.lesion_point]
+
+
+def _known_of(exam: Exam, traits: list[str]) -> list[str]:
+    """What is known of an exam beside its label: the lesion's point, and the traits."""
+    return [*_point(exam), *(_trait(exam, name) for name in traits)]
+
+
+def _trait(exam: Exam, name: str) -> str:
+    values = {
+        AGE: exam.traits.age_years,
+        SEX: None if exam.traits.sex is None else exam.traits.sex[0].upper(),
+        MONTHS: exam.traits.months_since_radiotherapy,
+    }
+    value = values[name]
+    return "n/a" if value is None else value if isinstance(value, str) else f"{value:.12g}"
 
 
 def _entry(exam: Exam, home: Path, sequences: tuple[Sequence, ...], *, as_list: bool) -> dict[str, object]:

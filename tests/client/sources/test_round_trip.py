@@ -186,3 +186,31 @@ def test_a_fresh_header_holds_no_text_no_extension_and_no_name() -> None:
 def test_labels_of_bids_stay_apart_also_without_letter_case() -> None:
     assert bids_labels(["sub-01", "7", "a-b"], prefix="sub-") == {"sub-01": "01", "7": "7", "a-b": "ab"}
     assert bids_labels(["a-b", "AB"], prefix="sub-") == {"a-b": "001", "AB": "002"}
+
+
+@pytest.mark.parametrize("exams", [1, 2], ids=["one exam", "two exams"])
+def test_age_sex_and_months_are_carried_where_the_source_has_them(exams: int, tmp_path: Path) -> None:
+    site = write_tiny_hospital(tmp_path, "a", splits=(("train", 2, 1),))
+    table = site.parent / "table.tsv"
+    header, *rows = table.read_text().splitlines()
+    known = ["61.5\tF\t14", "n/a\tM\tn/a", "89+\t\t9.25"]
+    lines = [f"{row}\t{words}\tbefore" for row, words in zip(rows, known, strict=True)]
+    if exams == 2:  # a patient of two exams, with another age at the second
+        second, first = rows[1].split("\t"), rows[0].split("\t")
+        lines[1] = "\t".join([first[0], first[1], *second[2:], "62", "F", "20", "after"])
+    table.write_text("\n".join([f"{header}\tage\tsex\tmonths_since_radiotherapy\texam_id", *lines]) + "\n")
+
+    again = cohort_of(as_bids(site, tmp_path))
+
+    expected = {(exam.patient_id, exam.exam_id): exam.traits for exam in cohort_of(site).exams}
+    assert {(exam.patient_id, exam.exam_id): exam.traits for exam in again.exams} == expected
+    assert len({traits.age_years for traits in expected.values()}) == 3
+    assert "months_since_radiotherapy" in (tmp_path / "out" / "participants.json").read_text()
+
+
+def test_no_column_is_written_that_the_source_does_not_have(tmp_path: Path) -> None:
+    as_bids(write_tiny_hospital(tmp_path, "a", splits=(("train", 1, 1),)), tmp_path)
+
+    header = (tmp_path / "out" / "participants.tsv").read_text().splitlines()[0].split("\t")
+
+    assert not {"age", "sex", "months_since_radiotherapy"} & set(header)
