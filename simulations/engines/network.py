@@ -16,12 +16,17 @@ from typing import IO
 from client.config import ServerSpec, read_site_config
 from client.flower_programs import FlowerCommands, FlowerPrograms
 from client.kit import kit_of
+from server.locks import is_held
 from server.processes import free_ports, stop_group
 from server.provisioning import make_site_key_pair
+from server.run_folder import RunFolder
 from server.superlink import SuperLink, SuperLinkError
 from simulations.engines.launch import EngineError, Launch
 
 START_TIMEOUT_S = 60.0
+ASK_EVERY_S, MAX_FAILURES = 30.0, 10
+"""How often Flower is asked at least how a run stands, and how often in a row it may fail to say."""
+
 POLL_INTERVAL_S = "0.2"
 """How often Flower's programs look for work; its own default is a second."""
 
@@ -49,7 +54,7 @@ def run_network(launch: Launch) -> None:
                 stack.enter_context(_programs(name, path, keys[name], link, log=Path(log.name)))
                 for name, path in launch.sites.items()
             ]
-            _carry(link, launch.folder.name, superlink, programs, Path(log.name))
+            _carry(link, launch.folder, superlink, programs, Path(log.name))
         except SuperLinkError as error:
             raise EngineError(f"{error}; see {log.name}") from None
 
@@ -68,24 +73,62 @@ def _registered_key(link: SuperLink, folder: Path, site: str) -> Path:
 
 def _carry(
     link: SuperLink,
-    run: str,
+    folder: RunFolder,
     superlink: "subprocess.Popen[bytes]",
     programs: Sequence[FlowerPrograms],
-    log_path: Path,
+    log: Path,
 ) -> None:
-    """Submit the run and wait for its end."""
-    run_id = link.submit(run)
-    while not (state := link.state_of(run_id)).startswith("finished"):
+    """Submit the run and wait for its end.
+
+    Flower's command line takes more than a second of processor time to say how a run stands, so it is asked only when
+    the ServerApp has let go of its lock, and now and then.
+    """
+    run_id = link.submit(folder.name)
+    asks = _Asks(link, run_id)
+    was_at_work = False
+    while True:
+        is_at_work = is_held(folder.server_app_lock)
+        if (was_at_work and not is_at_work) or asks.are_overdue():
+            state = asks.state()
+            if state == "finished:completed":
+                return
+            if state.startswith("finished"):
+                raise EngineError(f"the run ended as {state}; see {log}")
+        was_at_work |= is_at_work
         if superlink.poll() is not None:
-            raise EngineError(f"the SuperLink ended with status {superlink.returncode}; see {log_path}")
+            raise EngineError(f"the SuperLink ended with status {superlink.returncode}; see {log}")
         for site in programs:
             site.new_events()  # so that the pipe never fills
             for program, status in (("SuperNode", site.ended_supernode()), ("SuperExec", site.ended_superexec())):
                 if status is not None:
-                    raise EngineError(f"the {program} of a site ended with status {status}; see {log_path}")
-        time.sleep(1.0)
-    if state != "finished:completed":
-        raise EngineError(f"the run ended as {state}; see {log_path}")
+                    raise EngineError(f"the {program} of a site ended with status {status}; see {log}")
+        time.sleep(0.2)
+
+
+class _Asks:
+    """Asks Flower how a run stands, and bears it where Flower is too busy to say."""
+
+    def __init__(self, link: SuperLink, run_id: str) -> None:
+        self._link, self._run_id = link, run_id
+        self._last, self._failures = time.monotonic(), 0
+
+    def are_overdue(self) -> bool:
+        """Whether Flower was not asked for long."""
+        return time.monotonic() - self._last > ASK_EVERY_S
+
+    def state(self) -> str:
+        """What Flower says; "unknown" where it fails, but not for ever."""
+        try:
+            state = self._link.state_of(self._run_id)
+        except SuperLinkError:
+            self._failures += 1
+            if self._failures > MAX_FAILURES:
+                raise
+            state = "unknown"
+        else:
+            self._failures = 0
+        self._last = time.monotonic()
+        return state
 
 
 @contextmanager
