@@ -8,6 +8,8 @@ from common.tasks import (
     CompareReply,
     CompareTask,
     DescribeTask,
+    DuplicatesReply,
+    DuplicatesTask,
     EvaluateReply,
     EvaluateTask,
     Failure,
@@ -22,7 +24,7 @@ from common.tasks import (
 
 def entry_of(
     kind: Kind,
-    task: DescribeTask | TrainTask | EvaluateTask | CompareTask | StatisticsTask | None,
+    task: DescribeTask | TrainTask | EvaluateTask | CompareTask | StatisticsTask | DuplicatesTask | None,
     reply: Reply,
     sent: Mapping[str, Mapping[str, int]],
 ) -> Entry:
@@ -48,6 +50,9 @@ def entry_of(
                 facts |= {"first": task.first.run, "second": task.second.run}
         case StatisticsReply():
             facts = {"withheld": reply.withheld}
+        case DuplicatesReply():
+            whose = "own" if isinstance(task, DuplicatesTask) and task.patients is None else "all sites'"
+            facts = {"patients": sum(len(patients.groups) for patients in reply.patients), "whose": whose}
         case Failure():
             pass
     training = task if isinstance(task, TrainTask) else None

@@ -126,6 +126,11 @@ class DisclosureSpec(Settings):
         description="whether this site shows statistics of its cohort before training (docs/statistics.md); counts "
         "below min_cell are hidden",
     )
+    duplicates: bool = Field(
+        default=False,
+        description="whether the coordinator may learn how many patients this site has in common with each other site "
+        "that agrees, by blinded images (docs/statistics.md)",
+    )
 
 
 class ServerSpec(Settings):

@@ -18,7 +18,7 @@ MAX_BYTES = 5 * 2**20
 NUM_KEPT = 5
 """A journal of MAX_BYTES becomes `….1`, that one `….2`, and so on; NUM_KEPT of them are kept."""
 
-Kind = Literal["describe", "train", "evaluate", "compare", "statistics", "bundle"]
+Kind = Literal["describe", "train", "evaluate", "compare", "statistics", "duplicates", "bundle"]
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from client.cache import ExamCache
 from client.cohort_statistics import shown_statistics
 from client.config import SiteConfig
+from client.duplicates import blinded, blinded_again, blinding_key, fingerprints_of
 from client.evaluation import disclose, margins_of_exams, mean_per_patient
 from client.fine_tuning import fine_tune_once
 from client.kept_scores import compare_kept, keep_scores
@@ -23,6 +25,7 @@ from client.own_layers import estimate_statistics, names_that_stay, whole_model
 from client.prepare import prepare_site
 from client.site_memory import SiteMemory
 from client.training import TrainingSet, round_generator
+from common.duplicates import BlindedPatients
 from common.errors import ConfigError, DisclosureError
 from common.messages import bins_of
 from common.model_state import ModelState
@@ -32,6 +35,8 @@ from common.tasks import (
     SPLITS,
     CompareReply,
     CompareTask,
+    DuplicatesReply,
+    DuplicatesTask,
     EvaluateReply,
     EvaluateTask,
     Evaluation,
@@ -176,6 +181,26 @@ class Site:
             )
         shown = shown_statistics(self.cohort, self.study.sequences, min_cell=self.config.disclosure.min_cell)
         return StatisticsReply(self.study.digest, "min_cell" if shown is None else "", shown)
+
+    def blind_patients(self, task: DuplicatesTask) -> DuplicatesReply:
+        """Blind this site's patients, or those of all sites, so that the coordinator can count those in common.
+
+        Raises:
+            DisclosureError: If the site has not agreed to have its patients compared.
+            DataError: If an image cannot be read.
+        """
+        if not self.config.disclosure.duplicates:
+            raise DisclosureError(
+                f"{self.config.name}: does not let its patients be compared with other sites'; to agree to that, write "
+                "duplicates: true under disclosure in its configuration"
+            )
+        secret = ExamCache(self.config.cache).site_secret()
+        key = blinding_key(secret, run=task.run, study_digest=self.study.digest)
+        if task.patients is None:
+            made: tuple[BlindedPatients, ...] = (blinded(fingerprints_of(self.cohort.cohort), key),)
+        else:
+            made = tuple(blinded_again(patients, key) for patients in task.patients)
+        return DuplicatesReply(self.study.digest, made)
 
     def _memory(self, task: TrainTask | EvaluateTask) -> SiteMemory:
         return SiteMemory(self.config.cache, run=task.run, study_digest=self.study.digest, run_id=task.run_id)

@@ -48,6 +48,21 @@ class TableShown(_Part):
     rows: list[RowShown]
 
 
+class PairShown(_Part):
+    """Two sites, and how many of the patients of each the other has too."""
+
+    sites: tuple[str, str]
+    patients: tuple[int, int]
+
+
+class DuplicatesShown(_Part):
+    """Which sites were compared, and why the others were not."""
+
+    sites: list[str] = []
+    missing: dict[str, str] = {}
+    pairs: list[PairShown] = []
+
+
 class StatisticsShown(_Part):
     """`statistics.json`.
 
@@ -65,6 +80,7 @@ class StatisticsShown(_Part):
     sites: list[str]
     missing: dict[str, str]
     tables: list[TableShown]
+    duplicates: DuplicatesShown = DuplicatesShown()
 
 
 def read_statistics(folder: RunFolder) -> StatisticsShown:
@@ -103,7 +119,25 @@ def statistics_lines(shown: StatisticsShown) -> list[str]:
             lines.append("  ".join([first, *(text.strip().rjust(len(text)) for text in others)]).rstrip())
     if shown.sites:
         lines += ["", f"n/s: n over the s sites that show the cell; {NOBODY_SIGN}: no site shows it."]
-    return [*lines, shown.notice]
+    return [*lines, "", *duplicates_lines(shown.duplicates), shown.notice]
+
+
+def duplicates_lines(duplicates: DuplicatesShown) -> list[str]:
+    """How many patients sites have in common."""
+    if len(duplicates.sites) < 2:
+        return ["Patients in common: not compared; two sites at least have to agree (disclosure.duplicates)."]
+    found = [pair for pair in duplicates.pairs if any(pair.patients)]
+    lines = [f"Patients in common, of {count(len(duplicates.pairs), 'pair')} of sites:"]
+    lines += [f"  {pair_words(pair)}" for pair in found] or ["  none"]
+    left = [site for site in duplicates.missing if site not in duplicates.sites]
+    return [*lines, *([f"  not compared: {', '.join(left)}"] if left else [])]
+
+
+def pair_words(pair: PairShown) -> str:
+    """A pair of sites that has patients in common."""
+    first, second = pair.patients
+    whose = f"{first}" if first == second else f"{first} of the first, {second} of the second"
+    return f"{pair.sites[0]} and {pair.sites[1]}: {whose}"
 
 
 def render_statistics(shown: StatisticsShown) -> str:
@@ -128,7 +162,7 @@ def render_statistics(shown: StatisticsShown) -> str:
         if shown.sites
     ]
     return environment.get_template("statistics.html.j2").render(
-        shown=shown, ended=moment(shown.finished_at), parts=parts
+        shown=shown, ended=moment(shown.finished_at), parts=parts, in_common=duplicates_lines(shown.duplicates)
     )
 
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
@@ -27,10 +27,11 @@ from common.errors import DisclosureError, ProtocolError
 from common.messages import MESSAGE_TYPES, read_statistics_reply, task_records
 from common.study import CLASS_NAMES, Study
 from common.tasks import SPLITS, Failure, SiteManifest, StatisticsTask
+from server.duplicates import Duplicates, count_duplicates
 from server.exchange import collect
 from server.membership import Membership
 from server.progress import Progress
-from server.record import RESEARCH_USE_ONLY, Outcome, write_record
+from server.record import RESEARCH_USE_ONLY, Outcome, stopped_text, write_record
 from server.run_folder import RunFolder, write_atomically, write_json
 from server.statistics_note import statistics_file, statistics_page
 from server.statistics_page import read_statistics, render_statistics
@@ -55,8 +56,11 @@ class Answers:
     missing: Mapping[str, str]
 
 
-def carry_statistics(grid: Grid, folder: RunFolder, *, now: Callable[[], datetime]) -> Outcome:
+def carry_statistics(grid: Grid, folder: RunFolder, *, now: Callable[[], datetime]) -> Outcome | Literal["PAUSED"]:
     """Carry a run of statistics to its end, and write its record and `statistics.json`.
+
+    Between two steps (joining, statistics, comparing patients) it leaves off where the coordinator wishes that. A run
+    that goes on begins with the first step again: none takes long, and nothing small is kept meanwhile.
 
     Args:
         grid: Flower's Grid, of any engine.
@@ -64,7 +68,8 @@ def carry_statistics(grid: Grid, folder: RunFolder, *, now: Callable[[], datetim
         now: The clock for the record.
 
     Returns:
-        COMPLETE: every site shows its statistics. DEGRADED: some do not. INVALID: none does.
+        COMPLETE: every site shows its statistics. DEGRADED: some do not. INVALID: none does, or the coordinator
+        stopped the run. PAUSED: the coordinator wished that, which leaves no record.
     """
     study, participants = folder.read_study(), folder.read_participants()
     folder.record.unlink(missing_ok=True)
@@ -75,6 +80,8 @@ def carry_statistics(grid: Grid, folder: RunFolder, *, now: Callable[[], datetim
         timeout_s=study.participation.join_timeout_s,
         on_join=board.begin("joining", round=0, asked=participants.sites),
     )
+    if (ended := _heed_wish(folder, study, board, now=now)) is not None:
+        return ended
     answers = ask_sites(
         grid,
         study,
@@ -83,9 +90,40 @@ def carry_statistics(grid: Grid, folder: RunFolder, *, now: Callable[[], datetim
         not_joined=membership.problems,
         answered=board.begin("statistics", round=0, asked=sorted(membership.nodes)),
     )
-    outcome = _record(folder, study, answers, now=now())
+    if (ended := _heed_wish(folder, study, board, now=now)) is not None:
+        return ended
+    duplicates = count_duplicates(
+        grid,
+        study,
+        run=folder.name,
+        nodes=membership.nodes,
+        manifests=membership.manifests,
+        not_joined=membership.problems,
+        begin=lambda sites: board.begin("statistics", round=0, asked=list(sites)),
+    )
+    if (ended := _heed_wish(folder, study, board, now=now)) is not None:
+        return ended
+    outcome = _record(folder, study, answers, duplicates, now=now())
     board.begin("finished", round=0, asked=[])
     return outcome
+
+
+def _heed_wish(
+    folder: RunFolder, study: Study, board: StatusBoard, *, now: Callable[[], datetime]
+) -> Literal["INVALID", "PAUSED"] | None:
+    """Leave off where the coordinator wishes it; returns how, or None to go on."""
+    match folder.read_wish():
+        case "run":
+            return None
+        case "pause":
+            log.info("paused before statistics were shown")
+            board.begin("paused", round=0, asked=[])
+            return "PAUSED"
+        case "stop":
+            log.warning("%s", stopped_text(0))
+            _write_record(folder, study, not_joined={}, error=stopped_text(0), problems=None, now=now())
+            board.begin("finished", round=0, asked=[])
+            return "INVALID"
 
 
 def ask_sites(
@@ -163,24 +201,47 @@ def require_registered(statistics: CohortStatistics, manifest: SiteManifest, stu
                 )
 
 
-def _record(folder: RunFolder, study: Study, answers: Answers, *, now: datetime) -> Outcome:
+def _record(folder: RunFolder, study: Study, answers: Answers, duplicates: Duplicates, *, now: datetime) -> Outcome:
     """Write what was shown, and last the record, which ends the run."""
     values = statistics_values(study, answers)
-    values |= {"run": folder.name, "finished_at": now.isoformat(timespec="seconds")}
+    values |= {
+        "duplicates": duplicates.to_values(),
+        "run": folder.name,
+        "finished_at": now.isoformat(timespec="seconds"),
+    }
     write_json(statistics_file(folder), values)
+    write_atomically(statistics_page(folder), render_statistics(read_statistics(folder)).encode())
+    return _write_record(
+        folder,
+        study,
+        not_joined={} if answers.per_site else answers.missing,
+        error=None if answers.per_site else "no site shows statistics of its cohort",
+        problems=[f"{site}: {why}" for site, why in answers.missing.items()] if answers.per_site else None,
+        now=now,
+    )
+
+
+def _write_record(
+    folder: RunFolder,
+    study: Study,
+    *,
+    not_joined: Mapping[str, str],
+    error: str | None,
+    problems: list[str] | None,
+    now: datetime,
+) -> Outcome:
     if not folder.rounds.is_file():
         write_atomically(folder.rounds, b"")
-    write_atomically(statistics_page(folder), render_statistics(read_statistics(folder)).encode())
     return write_record(
         folder,
         study,
         progress=Progress(round=0, state_digest="", study_digest=study.digest),
         manifests={},  # they hold small counts that the sites hide in their statistics
-        not_joined={} if answers.per_site else answers.missing,
+        not_joined=not_joined,
         final=None,
-        error=None if answers.per_site else "no site shows statistics of its cohort",
+        error=error,
         now=now,
-        statistics=[f"{site}: {why}" for site, why in answers.missing.items()] if answers.per_site else None,
+        statistics=problems,
     )
 
 

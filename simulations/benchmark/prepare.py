@@ -163,11 +163,11 @@ def _case(hospital: str, exam: PhantomFiles, spec: PreprocessingSpec, repeats: i
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     case = f"hospital {hospital}, {spec.size_voxels[0]}³ voxels of {spec.spacing_mm[0]:g} mm"
     measured = [Measurement(f"{case}: patient, {name}", medians[name], "s") for name in chains]
-    for name in ("MONAI, same result", "MONAI, shortest"):
-        ratio = medians[name] / medians["GlioRN"]
-        measured.append(
-            Measurement(f"{case}: {name} / GlioRN", ratio, "x", f">= {LEAST_RATIO:g}", ratio >= LEAST_RATIO)
-        )
+    same, short = (medians[name] / medians["GlioRN"] for name in ("MONAI, same result", "MONAI, shortest"))
+    measured += [
+        Measurement(f"{case}: MONAI, same result / GlioRN", same, "x", f">= {LEAST_RATIO:g}", same >= LEAST_RATIO),
+        Measurement(f"{case}: MONAI, shortest / GlioRN", short, "x", note="another result, and less work"),
+    ]
     measured.append(
         Measurement(
             f"{case}: largest difference from MONAI, same result",

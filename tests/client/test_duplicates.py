@@ -87,7 +87,7 @@ def test_an_image_is_recognised_in_a_file_that_another_hospital_wrote(tmp_path: 
     record = write_patient(PatientJob(HOSPITALS["A"], 0, 0, "sub-A001", tmp_path, options))
     other = write_patient(PatientJob(HOSPITALS["A"], 1, 0, "sub-A002", tmp_path, options))
     image = nibabel.load(tmp_path / record.images["t1"])
-    turned = nibabel.as_closest_canonical(image).slicer[::-1]
+    turned = image.as_reoriented(np.array([[1, -1], [0, 1], [2, 1]]))
     again = nibabel.Nifti2Image(turned.get_fdata().astype(np.float32), turned.affine)
     again.header["descrip"] = b"saved again"
 

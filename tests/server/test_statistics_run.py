@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from flwr.app import Message, MetricRecord
@@ -163,3 +163,32 @@ def test_run_in_which_no_site_shows_anything_is_invalid(hospitals: Mapping[str, 
     assert values["sites"] == []
     assert "no site shows statistics" in read_status(folder).problems[0]
     assert "does not disclose" in statistics_page(folder).read_text()
+
+
+@pytest.mark.parametrize(
+    ("wish", "at"), [("stop", "query.describe"), ("pause", "query.statistics"), ("stop", "query.duplicates")]
+)
+def test_coordinator_can_end_it_between_any_two_steps(
+    hospitals: Mapping[str, Path], tmp_path: Path, wish: Literal["pause", "stop"], at: str
+) -> None:
+    def wished(message: Message, answer: Answer) -> Message:
+        RunFolder(tmp_path / "run").write_wish(wish)
+        return answer()
+
+    folder = begin_run(tmp_path / "run", study_text(), {"a": hospitals["a"]})
+    note_statistics(folder)
+    folder.write_wish("run")
+    app = FaultyClientApp("a", wished, message_type=at)
+    node = {"a": {SITE_CONFIG_KEY: str(hospitals["a"])}}
+
+    ended = carry_statistics(InProcessGrid(app, node, workers=1), folder, now=lambda: datetime.now(UTC))
+
+    assert ended == {"pause": "PAUSED", "stop": "INVALID"}[wish]
+    assert not statistics_file(folder).exists()
+    assert folder.record.exists() == (wish == "stop")
+    assert outcome_of(folder) == (None if wish == "pause" else "INVALID")
+    folder.write_wish("run")
+    assert (
+        carry_statistics(InProcessGrid(client_app, node, workers=1), folder, now=lambda: datetime.now(UTC))
+        == "COMPLETE"
+    )

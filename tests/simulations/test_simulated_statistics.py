@@ -35,3 +35,24 @@ def test_phantoms_have_no_meaning_beside_own_sites(tmp_path: Path, capsys: pytes
 
     assert status == 2
     assert "--sites is for phantom hospitals" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_real_processes_show_the_same_as_function_calls(tmp_path: Path) -> None:
+    shown = {"min_patients": 1, "min_cell": 3, "max_bins": 256, "statistics": True, "duplicates": True}
+    sites = write_hospitals(tmp_path, "a", "b", disclosure=shown)
+    study = tmp_path / "study.yaml"
+    study.write_text(study_text())
+    words = ["statistics", "--study", str(study), "--workers", "1"]
+    words += [word for path in sites.values() for word in ("--site", str(path))]
+
+    found = {}
+    for engine in ("in-process", "network"):
+        assert main([*words, "--engine", engine, "--out", str(tmp_path / engine)]) == 0
+        values = json.loads((tmp_path / engine / "statistics.json").read_text())
+        found[engine] = {name: values[name] for name in ("sites", "missing", "tables", "duplicates")}
+
+    assert found["network"] == found["in-process"]
+    assert found["network"]["sites"] == ["a", "b"]
+    assert found["network"]["duplicates"]["pairs"] == [{"sites": ["a", "b"], "patients": [0, 0]}]
