@@ -18,8 +18,6 @@ def benchmark_command(arguments: argparse.Namespace, console: Console) -> int:
     names = chosen(arguments.names)
     if arguments.repeats < 1:
         raise ConfigError(f"--repeats {arguments.repeats}: expected a whole number from 1")
-    if arguments.rivals is not None and not arguments.rivals.is_dir():
-        raise ConfigError(f"--rivals {arguments.rivals}: is no folder; make it as docs/speed.md says, or leave it out")
     out: Path = arguments.out or Path("runs") / f"benchmark-{datetime.now():%Y%m%d-%H%M%S}"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out}: is there already; name another folder")
@@ -35,7 +33,6 @@ def benchmark_command(arguments: argparse.Namespace, console: Console) -> int:
         {name: MODULES[name] for name in names},
         quick=arguments.quick,
         repeats=arguments.repeats,
-        rivals=None if arguments.rivals is None else arguments.rivals.resolve(),
         on_start=lambda name: console.print(f"{name} ..."),
         on_end=show,
     )

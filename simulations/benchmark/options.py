@@ -18,7 +18,6 @@ def add_benchmark(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument("names", nargs="*", default=[], metavar="NAME", help=f"out of {', '.join(MODULES)} (all)")
     parser.add_argument("--quick", default=False, action="store_true", help="small sizes, to see that they work")
     parser.add_argument("--repeats", default=3, type=int, metavar="N", help="how often each side is measured (3)")
-    parser.add_argument("--rivals", default=None, type=Path, metavar="DIR", help="environments of other programs")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the figures (runs/benchmark-DATE)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON on standard output")
     return parser

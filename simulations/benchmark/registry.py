@@ -12,6 +12,8 @@ MODULES = {
     "statistics": "simulations.benchmark.statistics",
     "round": "simulations.benchmark.round",
     "bytes": "simulations.benchmark.bytes",
+    "virtual": "simulations.benchmark.virtual",
+    "hospitals": "simulations.benchmark.hospitals",
     "server-memory": "simulations.benchmark.server_memory",
 }
 """Module of each benchmark, in the order in which all of them are run. Each has a BENCHMARK."""

@@ -15,13 +15,11 @@ class Options:
         work: An empty folder for what it writes; removed afterwards.
         quick: Whether a small size suffices, to see that it works.
         repeats: How often each side of a ratio is measured; the sides take turns and the median counts.
-        rivals: Folder of environments in which other programs are installed, to be timed too; None: they are not.
     """
 
     work: Path
     quick: bool = False
     repeats: int = 3
-    rivals: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,6 @@ def run_suite(
     *,
     quick: bool,
     repeats: int,
-    rivals: Path | None = None,
     on_start: Callable[[str], None] = lambda name: None,
     on_end: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Suite:
@@ -74,7 +73,6 @@ def run_suite(
         modules: Module of each, by name.
         quick: Whether at a small size.
         repeats: How often each side of a ratio is measured.
-        rivals: Folder of other programs' environments.
         on_start: Told each name before.
         on_end: Told what came of it.
     """
@@ -83,7 +81,7 @@ def run_suite(
     for name, module in modules.items():
         on_start(name)
         with tempfile.TemporaryDirectory(prefix="gliorn-benchmark-") as work:
-            outcome = _run_one(name, module, Options(Path(work), quick, repeats, rivals))
+            outcome = _run_one(name, module, Options(Path(work), quick, repeats))
         on_end(outcome)
         outcomes.append(outcome)
     return Suite(this_machine(), quick, repeats, (before, load_average()), tuple(outcomes))
