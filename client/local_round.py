@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from client.acceleration.plan import PLAIN, StepPlan
 from client.control_variates import correction_of, next_control, no_control
 from client.optimizer_memory import keep_optimizer, restore_optimizer
 from client.own_layers import names_that_stay
@@ -24,6 +25,7 @@ from client.training import (
     train_locally,
     trainable_parameters,
 )
+from common.errors import TrainingError
 from common.model_state import Array
 from common.models import get_state, set_state
 from common.schedule import learning_rate_in_round
@@ -40,11 +42,13 @@ class RoundOutcome:
         training: Steps and loss of the global model.
         continued: Whether its optimiser went on from the round before.
         control: The site's control variate after the round; None without SCAFFOLD.
+        failure: Why a model was trained in plain float32 after all; empty where it was trained by the plan.
     """
 
     training: TrainingOutcome
     continued: bool
     control: dict[str, Array] | None
+    failure: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,12 +61,14 @@ class LocalRound:
         patients: Its training exams.
         memory: What it keeps of this run. It is read as it was before this round and written as it is after it, so
             a round that is run again begins alike.
+        plan: How the steps are computed.
     """
 
     task: TrainTask
     site: str
     patients: TrainingSet
     memory: SiteMemory
+    plan: StepPlan = PLAIN
 
     def train(self, model: nn.Module) -> RoundOutcome:
         """Train the model that arrived, in place, and then, with Ditto, the site's own one.
@@ -77,7 +83,7 @@ class LocalRound:
         personal = copy.deepcopy(model) if task.study.personalization.method == "ditto" else None
         shared = trainable_parameters(model, without=stay)
         own_control = self._own_control(shared)
-        outcome, continued = self._train(
+        outcome, continued, failure = self._train(
             model,
             part="optimizer",
             purpose="train",
@@ -93,9 +99,9 @@ class LocalRound:
             state = get_state(model)
             self.memory.keep("own", {name: state[name] for name in stay}, round=task.round)
         if personal is not None:
-            self._train_personal(personal, shared)
+            failure = self._train_personal(personal, shared) or failure
         self.memory.forget(round=task.round, best_round=task.best_round)
-        return RoundOutcome(outcome, continued, control)
+        return RoundOutcome(outcome, continued, control, failure)
 
     def _train(
         self,
@@ -105,11 +111,30 @@ class LocalRound:
         purpose: Literal["train", "personal"],
         penalty: Penalty | None,
         correction: Mapping[str, Tensor] | None,
-    ) -> tuple[TrainingOutcome, bool]:
+    ) -> tuple[TrainingOutcome, bool, str]:
+        """Train a model by the plan or, where that fails, from the start in plain float32.
+
+        Returns:
+            What was done, whether the optimiser went on, and why the plan failed.
+        """
+        terms = _Terms(part, purpose, penalty, correction)
+        failure = ""
+        if self.plan != PLAIN:
+            before = {name: values.detach().clone() for name, values in model.state_dict().items()}
+            try:
+                return (*self._train_by(self.plan, model, terms), "")
+            except (TrainingError, RuntimeError) as error:  # RuntimeError is torch's, whose text may name files
+                failure = f"training failed ({type(error).__name__})"
+            log.warning("%s: %s in %s and is done again in %s", self.site, failure, self.plan.name, PLAIN.name)
+            model.load_state_dict(before)
+            model.zero_grad(set_to_none=True)
+        return (*self._train_by(PLAIN, model, terms), failure)
+
+    def _train_by(self, plan: StepPlan, model: nn.Module, terms: "_Terms") -> tuple[TrainingOutcome, bool]:
         task, study = self.task, self.task.study
-        optimizer = build_optimizer(model, study.training, learning_rate=self._learning_rate)
+        optimizer = build_optimizer(model, study.training, learning_rate=self._learning_rate, fused=plan.fused)
         keeps = study.training.keep_optimizer_state
-        continued = keeps and restore_optimizer(optimizer, self.memory, part, round=task.round)
+        continued = keeps and restore_optimizer(optimizer, self.memory, terms.part, round=task.round)
         adjusted = study.training.class_weighting == "logit_adjusted"
         outcome = train_locally(
             model,
@@ -118,13 +143,14 @@ class LocalRound:
             training=study.training,
             augmentation=study.augmentation,
             class_weights=task.class_weights,
-            generator=round_generator(seed=study.seed, site=self.site, round=task.round, purpose=purpose),
+            generator=round_generator(seed=study.seed, site=self.site, round=task.round, purpose=terms.purpose),
             logit_offsets=log_priors(task.class_counts) if adjusted else None,
-            penalty=penalty,
-            correction=correction,
+            penalty=terms.penalty,
+            correction=terms.correction,
+            plan=plan,
         )
         if keeps:
-            keep_optimizer(optimizer, self.memory, part, round=task.round)
+            keep_optimizer(optimizer, self.memory, terms.part, round=task.round)
         return outcome, continued
 
     @property
@@ -132,7 +158,7 @@ class LocalRound:
         study = self.task.study
         return learning_rate_in_round(study.training, round=self.task.round, num_rounds=study.rounds)
 
-    def _train_personal(self, personal: nn.Module, shared: Mapping[str, Tensor]) -> None:
+    def _train_personal(self, personal: nn.Module, shared: Mapping[str, Tensor]) -> str:
         """Ditto: train the site's own model from where it stood, pulled towards the global one that arrived.
 
         Li et al. 2021, arXiv:2012.04221, algorithm 1. A site that has none yet begins from the global model.
@@ -140,13 +166,19 @@ class LocalRound:
         Args:
             personal: A model with the values that arrived.
             shared: The global model's trainable parameters as they arrived.
+
+        Returns:
+            Why the plan failed; empty where it did not.
         """
         values = self.memory.latest("personal", round=self.task.round - 1)
         if values is not None:
             set_state(personal, values)
         pull = proximal_penalty(self.task.study.personalization.ditto_lambda, shared)
-        self._train(personal, part="personal-optimizer", purpose="personal", penalty=pull, correction=None)
+        *_, failure = self._train(
+            personal, part="personal-optimizer", purpose="personal", penalty=pull, correction=None
+        )
         self.memory.keep("personal", get_state(personal), round=self.task.round)
+        return failure
 
     def _own_control(self, shared: Mapping[str, Tensor]) -> dict[str, Array] | None:
         if not self.task.study.training.control_variates:
@@ -168,6 +200,16 @@ class LocalRound:
         )
         self.memory.keep("control", new, round=self.task.round)
         return new
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """What the training of the global model and of a site's own one differ in."""
+
+    part: Part
+    purpose: Literal["train", "personal"]
+    penalty: Penalty | None
+    correction: Mapping[str, Tensor] | None
 
 
 def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, Array]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from client.acceleration.plan import PLAIN, StepPlan
 from client.augmentation import augment
 from client.sampling import batches_of_round
 from common.errors import TrainingError
@@ -92,15 +93,24 @@ def log_priors(class_counts: tuple[int, int]) -> tuple[float, float]:
     return math.log(class_counts[0] / total), math.log(class_counts[1] / total)
 
 
-def build_optimizer(model: nn.Module, training: TrainingSpec, *, learning_rate: float) -> torch.optim.Optimizer:
-    """The study's optimiser for a model's trainable parameters."""
+def build_optimizer(
+    model: nn.Module, training: TrainingSpec, *, learning_rate: float, fused: bool = False
+) -> torch.optim.Optimizer:
+    """The study's optimiser for a model's trainable parameters, fused where the plan of its steps says so."""
+    in_one_pass = True if fused else None  # None leaves it to torch, as a plain loop does
     parameters = [p for p in model.parameters() if p.requires_grad]
     match training.optimizer:
         case "adamw":
-            return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=training.weight_decay)
+            return torch.optim.AdamW(
+                parameters, lr=learning_rate, weight_decay=training.weight_decay, fused=in_one_pass
+            )
         case "sgd":
             return torch.optim.SGD(
-                parameters, lr=learning_rate, momentum=training.momentum, weight_decay=training.weight_decay
+                parameters,
+                lr=learning_rate,
+                momentum=training.momentum,
+                weight_decay=training.weight_decay,
+                fused=in_one_pass,
             )
 
 
@@ -116,6 +126,7 @@ def train_locally(
     logit_offsets: tuple[float, float] | None = None,
     penalty: Penalty | None = None,
     correction: Mapping[str, Tensor] | None = None,
+    plan: StepPlan = PLAIN,
 ) -> TrainingOutcome:
     """Train a model in place for the local epochs or local steps of the study.
 
@@ -133,6 +144,7 @@ def train_locally(
         logit_offsets: Added to the logits of labels 0 and 1 in the loss, for example `log_priors`.
         penalty: Added to the loss, for example by `proximal_penalty`.
         correction: Added to the gradient of every step after clipping, by parameter, as SCAFFOLD does.
+        plan: How the steps are computed.
 
     Raises:
         TrainingError: If a loss, or a number of the trained model, is NaN or infinite.
@@ -140,17 +152,15 @@ def train_locally(
     device = next(model.parameters()).device
     weights = torch.tensor(class_weights, device=device)
     offsets = None if logit_offsets is None else torch.tensor(logit_offsets, device=device)
-    losses: list[Tensor] = []
+    exams, all_labels = _near_device(training_set.images, device), training_set.labels.to(device)
+    losses: list[Tensor] = []  # on the device: a number is asked for when all steps are queued
     _begin_training(model)
     for indices in batches_of_round(training, training_set.labels, generator):
         images = augment(
-            training_set.images[indices].to(device),
-            augmentation,
-            spacing_mm=training_set.spacing_mm,
-            generator=generator,
+            _batch(exams, indices, device), augmentation, spacing_mm=training_set.spacing_mm, generator=generator
         )
-        labels = training_set.labels[indices].to(device)
-        logits = model(images) if offsets is None else model(images) + offsets  # (B, 2)
+        labels = all_labels[indices.to(device)]
+        logits = plan.logits(model, images) if offsets is None else plan.logits(model, images) + offsets  # (B, 2)
         loss = functional.cross_entropy(logits, labels, weight=weights)
         total = loss if penalty is None else loss + penalty(model)
         optimizer.zero_grad(set_to_none=True)
@@ -167,11 +177,28 @@ def train_locally(
             f"the mean loss of {len(losses)} steps is {mean_loss}, expected a finite number; "
             "lower learning_rate, or set max_grad_norm in the study"
         )
-    if not all(bool(torch.isfinite(values).all()) for values in model.state_dict().values()):
+    if not bool(torch.stack([torch.isfinite(values).all() for values in model.state_dict().values()]).all()):
         raise TrainingError(
             f"the model is not finite after {len(losses)} steps; lower learning_rate, or set max_grad_norm in the study"
         )
     return TrainingOutcome(num_steps=len(losses), mean_loss=mean_loss)
+
+
+def _near_device(images: Tensor, device: torch.device) -> Tensor:
+    """All images on a CUDA device where they take at most half of what it has free; else where they are."""
+    if device.type != "cuda":
+        return images
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + unused
+    return images.to(device) if images.nbytes <= free // 2 else images
+
+
+def _batch(images: Tensor, indices: Tensor, device: torch.device) -> Tensor:
+    """Some of the images on the device; a copy to it is queued, not waited for."""
+    batch = images[indices.to(images.device)]
+    if batch.device == device:
+        return batch
+    return (batch.pin_memory() if device.type == "cuda" else batch).to(device, non_blocking=True)
 
 
 def _begin_training(model: nn.Module) -> None:
