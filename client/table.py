@@ -80,6 +80,9 @@ def table_exams(
     header, rows = table_rows(path, sheet=sheet)
     written = _faults_of_header(header)
     if written:
+        later = next((number for number, row in rows if _is_header(row)), None)
+        if later is not None:
+            written = [f"row {later} seems to be the header, and stands below other lines; delete what is above it"]
         raise ConfigError(list_of_faults(str(path), written))
     records = []
     for number, values in rows:
@@ -126,7 +129,10 @@ def _text_lines(path: Path) -> Rows:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror or error}); check data.table") from None
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror or error}); let the account that runs this program read it, or "
+            "correct `data` in site.yaml"
+        ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8, which spreadsheets call 'CSV UTF-8'"
@@ -140,6 +146,10 @@ def _text_lines(path: Path) -> Rows:
         raise ConfigError(
             f"{path}: line {reader.line_num} cannot be read ({error}); mend the quotes of this line"
         ) from None
+
+
+def _is_header(row: list[str]) -> bool:
+    return set(_REQUIRED) <= {value.strip().lower() for value in row}
 
 
 def _faults_of_header(header: list[str]) -> list[str]:

@@ -74,6 +74,11 @@ def bids_source(data: DataSource, faults: Faults) -> Source:
     assert data.bids is not None
     root = data.bids
     tables = _folder_of_tables(root)
+    if not (tables / "participants.tsv").exists():
+        raise ConfigError(
+            f"{tables / 'participants.tsv'}: does not exist, expected the table of a BIDS dataset, with the columns "
+            f"participant_id and {data.label_column}; name the dataset's folder in data.bids, or write the table"
+        )
     columns, participants = _rows(tables / "participants.tsv", "participant_id", faults)
     label_column = data.label_column.lower()
     if label_column not in columns:

@@ -230,3 +230,23 @@ def test_a_sheet_is_found_by_its_name_or_refused(folder: Path) -> None:
     assert rows_of_workbook(folder / "sheets.xlsx", "one") == [(1, ["x"])]
     with pytest.raises(ConfigError, match="has no sheet 'three'"):
         rows_of_workbook(folder / "sheets.xlsx", "three")
+
+
+def test_a_title_above_the_header_is_told_by_the_row_of_the_header(tmp_path: Path) -> None:
+    book = Workbook()
+    sheet = book.active
+    sheet.append(["Cohort of the department"])
+    sheet.merge_cells("A1:D1")
+    for line in TABLE.splitlines():
+        sheet.append(line.split(","))
+    book.save(tmp_path / "exams.xlsx")
+
+    with pytest.raises(ConfigError, match="row 2 seems to be the header, and stands below other lines"):
+        read_table(tmp_path / "exams.xlsx", LABELS)
+
+
+def test_a_folder_without_participants_is_told_what_is_expected(tmp_path: Path) -> None:
+    config = SiteConfig(name="a", data=DataSource(bids=tmp_path), label_map=LABELS, cache=tmp_path / "cache")
+
+    with pytest.raises(ConfigError, match=r"participants\.tsv: does not exist, expected .* in data\.bids"):
+        read_source(config, None).raise_if_faulty()
