@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from client.acceleration.calibration import StepChoices
 from client.cache import ExamCache
 from client.cohort_statistics import shown_statistics
 from client.config import SiteConfig
@@ -112,11 +113,17 @@ class Site:
             consider_round(memory, *scores, bins=bins_of(self.study), round=task.round - 1)
             task = replace(task, best_round=best_round(memory, round=task.round - 1))
         evaluated = time.monotonic()
-        outcome = LocalRound(task, self.config.name, self._training_set(), memory).train(model)
+        patients, choices = self._training_set(), StepChoices(self.config.cache)
+        num_exams = len(patients.labels)
+        choice = choices.choose(self.study, num_exams=num_exams, device=self.device)
+        outcome = LocalRound(task, self.config.name, patients, memory, choice.plan).train(model)
+        if outcome.failure:
+            choice = choices.drop(self.study, choice, outcome.failure, num_exams=num_exams, device=self.device)
         trained = time.monotonic()
         log.info(
-            "%s, round %d: %d steps, mean loss %.4f, %.1f s",
+            "%s, round %d: %d steps, mean loss %.4f, %.1f s%s",
             *(self.config.name, task.round, outcome.training.num_steps, outcome.training.mean_loss, trained - started),
+            f", in {choice.plan.name} ({choice.speed_up:.1f} x)" if choice.seconds else "",
         )
         stay = names_that_stay(self.study)
         return TrainReply(
@@ -130,6 +137,8 @@ class Site:
             seconds=(evaluated - started, trained - evaluated),
             evaluation=evaluation,
             control=outcome.control,
+            plan=choice.plan.name,
+            step_microseconds={name: round(1e6 * seconds) for name, seconds in choice.seconds.items()},
             damaged=tuple(sorted(memory.damaged)),
         )
 

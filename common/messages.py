@@ -80,6 +80,7 @@ _RUN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _RUN_ID = r"[0-9a-f]{0,32}"
 _MAX_COUNT = 10**9
 _SHORT_TEXT = r"[ -~]{0,80}"
+_PLAN = r"[a-z0-9_ ]{1,80}"
 _T = TypeVar("_T")
 
 
@@ -255,6 +256,8 @@ def reply_records(reply: Reply) -> RecordDict:
                 "train-loss": reply.train_loss,
                 "optimizer": reply.optimizer,
                 "seconds": list(reply.seconds),
+                "plan": reply.plan,
+                "step-microseconds": json.dumps(dict(reply.step_microseconds)),
                 "damaged": list(reply.damaged),
             }
             records = RecordDict({_KEY_REPLY: ConfigRecord(config)})
@@ -352,6 +355,8 @@ def read_train_reply(records: RecordDict, *, study: Study) -> TrainReply | Failu
         train_loss=values.number("train-loss", low=-sys.float_info.max, high=sys.float_info.max),
         optimizer=values.choice("optimizer", ("fresh", "continued")),
         seconds=(seconds[0], seconds[1]),
+        plan=values.text("plan", pattern=_PLAN),
+        step_microseconds=values.named_counts("step-microseconds"),
         evaluation=_read_evaluation(records, values, study=study, has_threshold=False),
         control=_read_arrays(records, key=_KEY_CONTROL) if study.training.control_variates else None,
         update=CodedUpdate(_read_arrays(records, key=_KEY_UPDATE), _read_arrays(records, key=_KEY_SCALES))

@@ -1,5 +1,6 @@
 """What the coordinator asks of a site and what a site answers, as values."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -209,6 +210,8 @@ class TrainReply:
         optimizer: "fresh" or "continued".
         seconds: Time for evaluation and for training.
         control: SCAFFOLD's control variate of the site after the round; None without SCAFFOLD.
+        plan: How the steps were computed, in words: "fp32" or a faster way.
+        step_microseconds: What a step took by each way the site measured, by its words; empty where it measured none.
         update: The state as a coded difference from the one that was sent, in place of the state, which is empty then;
             None where the study's `communication.upload` is fp32.
         damaged: What the site had kept and could not read.
@@ -224,6 +227,8 @@ class TrainReply:
     seconds: tuple[float, float]
     evaluation: Evaluation = field(kw_only=True)
     control: ModelState | None = field(default=None, kw_only=True)
+    plan: str = field(default="fp32", kw_only=True)
+    step_microseconds: Mapping[str, int] = field(default_factory=dict, kw_only=True)
     update: CodedUpdate | None = field(default=None, kw_only=True)
     damaged: tuple[Damage, ...] = field(default=(), kw_only=True)
 

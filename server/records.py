@@ -23,6 +23,8 @@ class SiteRound:
         seconds: What it spent on evaluation and on training.
         received_bytes: Size of its model state, and of its control variate.
         control_norm: Norm of its control variate; None without SCAFFOLD.
+        plan: How it computed its steps: "fp32" or a faster way.
+        step_microseconds: What a step took it by each way it measured; None where it measured none.
         bytes_down: Bytes of what it was sent, as often as that was sent; without the framing of Flower and TLS.
         bytes_up: Bytes of its reply, likewise. Both are None for a site that was not asked.
         damaged: What it had kept of the run and could not read.
@@ -42,6 +44,8 @@ class SiteRound:
     bytes_down: int | None = None
     bytes_up: int | None = None
     damaged: tuple[Damage, ...] = ()
+    plan: str | None = None
+    step_microseconds: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -201,6 +201,8 @@ class _Reception:
             num_steps=reply.num_steps,
             train_loss=reply.train_loss,
             optimizer=reply.optimizer,
+            plan=reply.plan,
+            step_microseconds=dict(reply.step_microseconds) or None,
             seconds=reply.seconds,
             received_bytes=received_bytes,
             control_norm=control_norm,

@@ -86,12 +86,15 @@ class StepChoices:
             _known[key] = choice
         return choice
 
-    def drop(self, study: Study, choice: StepChoice, reason: str, *, num_exams: int, device: torch.device) -> None:
-        """Train by plain float32 from here on."""
+    def drop(
+        self, study: Study, choice: StepChoice, reason: str, *, num_exams: int, device: torch.device
+    ) -> StepChoice:
+        """Train by plain float32 from here on; gives the choice that is left."""
         key, plain = _key(study, num_exams, device), choice.without(choice.plan, reason)
         with _measuring:
             _known[key] = plain
         self._write(key, plain)
+        return plain
 
     def _read(self, key: str) -> StepChoice | None:
         try:
