@@ -7,6 +7,8 @@ from common.errors import ConfigError
 from simulations.benchmark.result import Benchmark
 
 MODULES = {
+    "step": "simulations.benchmark.step",
+    "data": "simulations.benchmark.data",
     "prepare": "simulations.benchmark.prepare",
     "aggregation": "simulations.benchmark.aggregation",
     "statistics": "simulations.benchmark.statistics",
