@@ -234,7 +234,8 @@ def test_a_sheet_is_found_by_its_name_or_refused(folder: Path) -> None:
 
 def test_a_title_above_the_header_is_told_by_the_row_of_the_header(tmp_path: Path) -> None:
     book = Workbook()
-    sheet = book.active
+    sheet = book.create_sheet("exams", 0)
+    del book["Sheet"]
     sheet.append(["Cohort of the department"])
     sheet.merge_cells("A1:D1")
     for line in TABLE.splitlines():
