@@ -97,7 +97,7 @@ def _bytes_up(folder: RunFolder) -> float:
 
 def _auc(folder: RunFolder) -> float:
     record: dict[str, Any] = json.loads(folder.record.read_text(encoding="utf-8"))
-    return float(record["figures"]["test"]["figures"]["pooled"]["auc"]["estimate"])
+    return float(record["figures"]["test"]["figures"]["pooled"]["auc"]["estimate"]["value"])
 
 
 def _costs(options: Options) -> list[Measurement]:

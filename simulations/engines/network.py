@@ -27,6 +27,9 @@ START_TIMEOUT_S = 60.0
 ASK_EVERY_S, MAX_FAILURES = 30.0, 10
 """How often Flower is asked at least how a run stands, and how often in a row it may fail to say."""
 
+MAX_ENDS, PAUSE_AFTER_END_S = 20, 5.0
+"""How often a site's programs may end, and the pause after it: a SuperNode whose coordinator failed once ends."""
+
 POLL_INTERVAL_S = "0.2"
 """How often Flower's programs look for work; its own default is a second."""
 
@@ -75,7 +78,7 @@ def _carry(
     link: SuperLink,
     folder: RunFolder,
     superlink: "subprocess.Popen[bytes]",
-    programs: Sequence[FlowerPrograms],
+    programs: Sequence["_SitePrograms"],
     log: Path,
 ) -> None:
     """Submit the run and wait for its end.
@@ -98,11 +101,45 @@ def _carry(
         if superlink.poll() is not None:
             raise EngineError(f"the SuperLink ended with status {superlink.returncode}; see {log}")
         for site in programs:
-            site.new_events()  # so that the pipe never fills
-            for program, status in (("SuperNode", site.ended_supernode()), ("SuperExec", site.ended_superexec())):
-                if status is not None:
-                    raise EngineError(f"the {program} of a site ended with status {status}; see {log}")
+            site.keep_going()
         time.sleep(0.2)
+
+
+class _SitePrograms:
+    """A site's programs, which are started again where they end, as the supervisor of a hospital does."""
+
+    def __init__(self, programs: FlowerPrograms, log: Path) -> None:
+        self._programs, self._log = programs, log
+        self._again_at: float | None = None
+        self._num_ends = 0
+        programs.start()
+
+    def keep_going(self) -> None:
+        """Look after both programs.
+
+        Raises:
+            EngineError: If they ended too often.
+        """
+        if self._again_at is not None:
+            if time.monotonic() >= self._again_at:
+                self._again_at = None
+                self._programs.start()
+            return
+        self._programs.new_events()  # so that the pipe never fills
+        ended = (self._programs.ended_supernode(), self._programs.ended_superexec())
+        status = next((each for each in ended if each is not None), None)
+        if status is None:
+            return
+        self._num_ends += 1
+        if self._num_ends > MAX_ENDS:
+            raise EngineError(f"a program of a site ended {self._num_ends} times, last with {status}; see {self._log}")
+        self.end()
+        self._again_at = time.monotonic() + PAUSE_AFTER_END_S
+
+    def end(self) -> None:
+        """End both programs and all that they started."""
+        self._programs.kill_all()
+        self._programs.close_events()
 
 
 class _Asks:
@@ -132,7 +169,7 @@ class _Asks:
 
 
 @contextmanager
-def _programs(name: str, path: Path, key: Path, link: SuperLink, *, log: Path) -> Iterator[FlowerPrograms]:
+def _programs(name: str, path: Path, key: Path, link: SuperLink, *, log: Path) -> Iterator["_SitePrograms"]:
     """A site's programs, as `gliorn-client` starts them, with a folder of their own for their files."""
     config = read_site_config(path)
     server = ServerSpec(address=link.address, ca_certificate=link.authority, private_key=key)
@@ -141,8 +178,7 @@ def _programs(name: str, path: Path, key: Path, link: SuperLink, *, log: Path) -
     commands.prepare()
     programs = FlowerPrograms(commands, log)
     try:
-        programs.start()
-        yield programs
+        yield _SitePrograms(programs, log)
     finally:
         programs.kill_all()
         programs.close_events()
