@@ -35,6 +35,9 @@ CLIENT_APP_RAISED = 2
 _WAIT_S = 1.0
 """How long a request for replies waits where no site has any; longer than the pauses of those who ask."""
 
+_MARGIN_S = 1.0
+"""Before a message's time is over, nobody waits for its reply any more."""
+
 
 @dataclass
 class _Job:
@@ -164,9 +167,12 @@ class InProcessGrid(Grid):
     def _pull(self, message_ids: Sequence[str], *, wait_s: float) -> list[Message]:
         self._abandon_overdue()
         with self._answered:
-            is_expected = any(message_id in self._jobs for message_id in message_ids)
-            if is_expected and all(job.reply is None for job in self._jobs.values()):
-                self._answered.wait(wait_s)
+            expected = [self._jobs[message_id] for message_id in message_ids if message_id in self._jobs]
+            if expected and all(job.reply is None for job in self._jobs.values()):
+                # Back in good time: a request that still waits at the deadline looks like a reply under way.
+                left_s = min(job.expires_at for job in expected) - time.time() - _MARGIN_S
+                if left_s > 0:
+                    self._answered.wait(min(wait_s, left_s))
             replies = []
             for message_id in message_ids:
                 job = self._jobs.get(message_id)

@@ -226,3 +226,15 @@ def test_a_reply_that_waits_to_be_fetched_lets_no_other_request_wait() -> None:
     assert fetched == [[]] * 1000
     assert number_in(carrier.pull_messages([quick])[0]) == 2
     stop.set()
+
+
+def test_nobody_waits_in_a_request_when_the_time_of_its_message_ends() -> None:
+    stop = threading.Event()
+    carrier = grid(EchoClientApp(lambda number: stop.wait(60)), "a")
+    (asked,) = carrier.push_messages([message_to(carrier.get_node_ids()[0], 1, ttl=0.9)])
+
+    returned = [carrier.pull_messages([asked]) for _ in range(3)]
+
+    assert returned == [[]] * 3
+    assert carrier._jobs, "the message's time was not over yet, so no request had waited for it"
+    stop.set()
