@@ -24,6 +24,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "min_cell": 5,
         "max_bins": 32,
         "statistics": False,
+        "duplicates": False,
     }
 
 

@@ -546,7 +546,7 @@ def test_hospital_with_test_patients_alone_cannot_train(sites: dict[str, Path], 
 
     run = run_federation(tmp_path / "run", study_text(rounds=1), {"a": sites["a"], "b": sites["b"]} | only_test)
 
-    assert run.record["not_joined"] == {"d": "failed: config"}
+    assert run.record["not_joined"] == {"d": "cannot take part: config"}
 
 
 def test_name_that_is_held_out_and_not_expected_is_refused(sites: dict[str, Path], tmp_path: Path) -> None:

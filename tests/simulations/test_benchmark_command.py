@@ -85,7 +85,7 @@ def test_every_benchmark_that_is_listed_is_there_under_its_name(name: str) -> No
 def test_an_unknown_name_is_refused_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["benchmark", "agregation"]) == 2
 
-    assert "there is no agregation; name some of prepare, aggregation" in capsys.readouterr().err
+    assert "there is no agregation; name some of step, data, prepare, aggregation" in capsys.readouterr().err
 
 
 def test_a_target_comes_with_whether_it_was_reached() -> None:
