@@ -54,8 +54,8 @@ class StoredState(Mapping[str, Array]):
         place = self._places[name]
         if place.num_bytes >= _MAPPED_BYTES:
             return np.memmap(self._file, place.dtype, "r", place.begin, place.shape)
-        self._file.seek(place.begin)
-        return np.frombuffer(self._file.read(place.num_bytes), place.dtype).reshape(place.shape)
+        values = os.pread(self._file.fileno(), place.num_bytes, place.begin)  # no place in the file that threads share
+        return np.frombuffer(values, place.dtype).reshape(place.shape)
 
     def __iter__(self) -> Iterator[str]:
         """The names."""

@@ -1,12 +1,23 @@
 """The next global state as a weighted mean of the sites' states, of which a part at a time need be in memory."""
 
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.model_state import Array, ModelState, blocks
+from common.model_state import Array, ModelState
+
+_NUMBERS_AT_A_TIME = 2**18
+"""Of an array, by one thread."""
+
+_NUMBERS_IN_CACHE = 2**16
+"""Of these, so that the products of a state with its weight stay in a core's cache."""
+
+_MOST_THREADS = 4
+"""Each holds its own sums and an array of one state. Few, since what memory gives is soon shared out."""
 
 
 def weighted_mean(states: Sequence[tuple[ModelState, float]], *, reference: ModelState) -> dict[str, Array]:
@@ -24,13 +35,17 @@ def weighted_mean(states: Sequence[tuple[ModelState, float]], *, reference: Mode
         ValueError: If there is no state.
     """
     total = total_weight(states)
-    mean: dict[str, Array] = {}
-    for name, array in reference.items():
-        result = np.empty(array.shape, dtype=array.dtype)
-        flat = result.reshape(-1)
-        for block in blocks(flat.size):
-            flat[block] = as_type(mean_of_block(states, name, block, total=total), array.dtype)
-        mean[name] = result
+    mean = {name: np.empty(array.shape, dtype=array.dtype) for name, array in reference.items()}
+
+    def fill(place: tuple[str, slice]) -> None:
+        name, part = place
+        values = mean_of_block(states, name, part, total=total)
+        mean[name].reshape(-1)[part] = as_type(values, mean[name].dtype)
+
+    places = [(name, part) for name, array in mean.items() for part in parts_of(array.size, _NUMBERS_AT_A_TIME)]
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as threads:
+        for _ in threads.map(fill, places):
+            pass
     return mean
 
 
@@ -51,9 +66,20 @@ def mean_of_block(
 ) -> NDArray[np.float64]:
     """The mean of a part of one array, in float64; shape (length of the block,)."""
     sums = np.zeros(block.stop - block.start, dtype=np.float64)
+    product = np.empty(_NUMBERS_IN_CACHE, dtype=np.float64)
     for state, weight in states:
-        sums += weight * state[name].reshape(-1)[block].astype(np.float64)
-    return sums / total
+        _add_product(state[name].reshape(-1)[block], weight, to=sums, product=product)
+    sums /= total
+    return sums
+
+
+def _add_product(values: Array, weight: float, *, to: NDArray[np.float64], product: NDArray[np.float64]) -> None:
+    """Add weighted values to sums, by way of an array that stays in the cache."""
+    for part in parts_of(len(to), len(product)):
+        weighted = product[: part.stop - part.start]
+        weighted[:] = values[part]
+        weighted *= weight
+        to[part] += weighted
 
 
 def parts_of(size: int, length: int) -> Iterator[slice]:

@@ -39,7 +39,7 @@ def measure(options: Options) -> BenchmarkResult:
     return BenchmarkResult(
         "aggregation",
         (
-            Measurement("weighted mean", seconds["mean"], "s", note="in float64, on one core"),
+            Measurement("weighted mean", seconds["mean"], "s", note="in float64, on all cores, four at most"),
             Measurement("plain additions", seconds["plain"], "s", note="total += state, in float32, on one core"),
             Measurement("states read by the weighted mean", gigabytes / seconds["mean"], "GB/s"),
             Measurement("states read by plain additions", gigabytes / seconds["plain"], "GB/s"),

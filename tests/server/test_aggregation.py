@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from client.training import TrainingSet, build_optimizer, train_locally
-from common import model_state
 from common.model_state import Array, state_digest, update_norm
 from common.models import build_model, get_state, initial_state, set_state
 from common.study import AugmentationSpec, ModelSpec, TrainingSpec
@@ -121,7 +120,8 @@ def test_long_array_is_averaged_in_parts_like_a_short_one(monkeypatch: pytest.Mo
     replies = [({"w": row}, 0.3 + index) for index, row in enumerate(numbers)]
     whole = weighted_mean(replies, reference=replies[0][0])
 
-    monkeypatch.setattr(model_state, "_BLOCK", 7)
+    monkeypatch.setattr("server.aggregation.mean._NUMBERS_AT_A_TIME", 7)
+    monkeypatch.setattr("server.aggregation.mean._NUMBERS_IN_CACHE", 3)
 
     np.testing.assert_array_equal(weighted_mean(replies, reference=replies[0][0])["w"], whole["w"])
 
