@@ -80,10 +80,10 @@ class Deployment:
         """`gliorn-server run` on the federation's study."""
         self.server("run", str(self.federation.study), "--name", name)
 
-    def record(self, name: str) -> dict[str, Any]:
+    def record(self, name: str, *, patience_s: float = PATIENCE_S) -> dict[str, Any]:
         """Wait for the end of a run; returns its record."""
         record = self.run_folder(name).record
-        self.wait(record.exists, f"run {name} has ended")
+        self.wait(record.exists, f"run {name} has ended", patience_s=patience_s)
         values: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
         return values
 
