@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from client.sampling import num_batches
 from common.model_state import ModelState, require_same_parameters
-from common.models import build_model, initial_state, local_names, set_state
+from common.models import build_empty_model, initial_state, local_names, set_state
 from common.models.norm import norm_layers
 from common.study import ModelSpec, Study
 
@@ -23,8 +23,7 @@ def names_that_stay(study: Study) -> frozenset[str]:
 
 @lru_cache(maxsize=32)
 def _all_names(spec: ModelSpec, *, num_sequences: int) -> frozenset[str]:
-    with torch.device("meta"):
-        return frozenset(build_model(spec, num_sequences=num_sequences).state_dict())
+    return frozenset(build_empty_model(spec, num_sequences=num_sequences).state_dict())
 
 
 def whole_model(study: Study, arrived: ModelState, own: ModelState | None) -> nn.Module:
@@ -40,7 +39,7 @@ def whole_model(study: Study, arrived: ModelState, own: ModelState | None) -> nn
         ProtocolError: If the arrived state has not exactly the entries it should have.
     """
     num_sequences = len(study.sequences)
-    model = build_model(study.model, num_sequences=num_sequences)
+    model = build_empty_model(study.model, num_sequences=num_sequences)
     absent = local_names(study.model, num_sequences=num_sequences)
     require_same_parameters(arrived, {n: t.numpy() for n, t in model.state_dict().items() if n not in absent})
     if own is None and absent:

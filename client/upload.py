@@ -2,10 +2,8 @@
 
 from dataclasses import replace
 
-import torch
-
 from client.site_memory import SiteMemory
-from common.models import build_model, local_names
+from common.models import build_empty_model, local_names
 from common.study import Study
 from common.tasks import TrainReply, TrainTask
 from common.update_codec import encode_update
@@ -35,7 +33,6 @@ def coded_reply(reply: TrainReply, task: TrainTask, memory: SiteMemory) -> Train
 def _trained_names(study: Study) -> frozenset[str]:
     """Names of the parameters that are trained and sent; the server finds the same ones by the same means."""
     num_sequences = len(study.sequences)
-    with torch.device("meta"):
-        model = build_model(study.model, num_sequences=num_sequences)
+    model = build_empty_model(study.model, num_sequences=num_sequences)
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     return frozenset(names) - local_names(study.model, num_sequences=num_sequences)

@@ -2,10 +2,8 @@
 
 from functools import lru_cache
 
-import torch
-
 from common.model_state import Array
-from common.models import build_model, initial_state, local_names
+from common.models import build_empty_model, initial_state, local_names
 from common.study import Study
 
 LOCAL_MODELS = "local: no global model"
@@ -36,7 +34,6 @@ def absence_reason(study: Study) -> str:
 @lru_cache(maxsize=8)
 def trained_names(study: Study) -> frozenset[str]:
     """Names of the trained parameters in the global state: those the network itself calls parameters."""
-    with torch.device("meta"):
-        model = build_model(study.model, num_sequences=len(study.sequences))
+    model = build_empty_model(study.model, num_sequences=len(study.sequences))
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     return frozenset(names) - absent_names(study)

@@ -1,10 +1,13 @@
 """One function that builds every network a study can name, and the states that go into it and come out of it."""
 
 import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from common.model_channels import norm_channels
 from common.model_state import Array, ModelState, require_same_parameters
@@ -37,6 +40,44 @@ def build_model(spec: ModelSpec, *, num_sequences: int, generator: torch.Generat
     return model
 
 
+def build_empty_model(spec: ModelSpec, *, num_sequences: int) -> nn.Module:
+    """The network of `build_model` for one who gives it a state, or asks for its names: what it holds means nothing.
+
+    On torch's "meta" device names cost no memory either, but its first random number imports torch's compiler.
+    """
+    with _NoRandomValues():
+        return build_model(spec, num_sequences=num_sequences)
+
+
+class _NoRandomValues(TorchFunctionMode):
+    """Within the block, tensors that would be filled with random numbers are left as they are."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Pass on all but these."""
+        named = kwargs or {}
+        if func in _RANDOM_FILLS:
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
+
+
+_RANDOM_FILLS = frozenset(
+    {
+        nn.init.kaiming_normal_,
+        nn.init.kaiming_uniform_,
+        nn.init.normal_,
+        nn.init.uniform_,
+        Tensor.normal_,
+        Tensor.uniform_,
+    }
+)
+
+
 def _with_batch_norm(spec: ModelSpec, num_sequences: int) -> nn.Module:
     match spec.name:
         case "densenet121":
@@ -65,8 +106,7 @@ def _require_built_as_asked(model: nn.Module, spec: ModelSpec) -> None:
 @lru_cache(maxsize=32)
 def local_names(spec: ModelSpec, *, num_sequences: int) -> frozenset[str]:
     """Entries of the state of the study's network that stay at their site, which `norm_state_names` explains."""
-    with torch.device("meta"):
-        return norm_state_names(build_model(spec, num_sequences=num_sequences), spec)
+    return norm_state_names(build_empty_model(spec, num_sequences=num_sequences), spec)
 
 
 def initial_state(spec: ModelSpec, *, num_sequences: int, seed: int) -> dict[str, Array]:

@@ -7,8 +7,9 @@ from pydantic import ValidationError
 from torch import nn
 
 from common.errors import ProtocolError
+from common.model_channels import Architecture
 from common.model_state import state_digest
-from common.models import build_model, get_state, initial_state, set_state
+from common.models import build_empty_model, build_model, get_state, initial_state, set_state
 from common.study import ModelSpec
 
 SMALL = ModelSpec(width=0.125, num_groups=4)
@@ -129,3 +130,15 @@ def test_state_of_another_network_is_refused() -> None:
             build_model(SMALL, num_sequences=3),
             {name: a.astype(np.float64) for name, a in initial_state(SMALL, num_sequences=3, seed=5).items()},
         )
+
+
+@pytest.mark.parametrize("name", ["resnet10", "resnet50", "densenet121", "vgg11", "mresnet"])
+def test_empty_model_has_the_entries_of_the_full_one_and_takes_no_random_numbers(name: Architecture) -> None:
+    spec = ModelSpec(name=name, width=0.125, num_groups=4)
+    full = build_model(spec, num_sequences=3).state_dict()
+    before = torch.get_rng_state()
+
+    empty = build_empty_model(spec, num_sequences=3).state_dict()
+
+    assert {key: values.shape for key, values in empty.items()} == {key: values.shape for key, values in full.items()}
+    assert torch.equal(torch.get_rng_state(), before)
