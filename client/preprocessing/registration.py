@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+from scipy.interpolate import make_interp_spline
 
 from client.preprocessing.head import Head, block_means
 from client.preprocessing.itk import WORLD_TO_LPS, simpleitk, to_image
@@ -19,9 +20,15 @@ MAX_TURN_DEGREES = 20.0
 
 _HISTOGRAM_BINS = 48
 _WINSOR_PERCENT = (1.0, 99.0)
+_BRIGHT_PERCENT = 90.0
+_AIR_SHARE = 0.15
+"""What is darker than this share of the way to bright tissue counts as air."""
+_AIR_BINS_SHARE = 0.25
+_TONES = 512
+_SPLINE_DEGREE = 3
 _AROUND_HEAD_BLOCKS = 4
 _PADDING_MM = 20.0
-_SMOOTHING_SHARE_OF_SPACING = 0.8
+_SMOOTHING_SHARE_OF_SPACING = 0.65
 _SEED = 7
 _RADIUS_MM = 60.0
 """A turn by an angle moves the brain about as far as this many mm times the angle: the scale between the two."""
@@ -35,7 +42,7 @@ class _Level:
     num_points: int
 
 
-_LEVELS = (_Level(4.0, 15_000), _Level(1.5, 60_000))
+_LEVELS = (_Level(4.0, 15_000), _Level(1.5, 120_000))
 
 
 def register_rigidly(moving: Volume, fixed: Volume, fixed_head: Head, *, name: str) -> Affine:
@@ -43,12 +50,13 @@ def register_rigidly(moving: Volume, fixed: Volume, fixed_head: Head, *, name: s
 
     Mattes' mutual information (Mattes 2003, IEEE Trans. Med. Imaging 22:120) over random points of the reference's
     head and its surroundings, from which the head's edge stands out, maximised by gradient descent over three angles
-    and three shifts, from smooth to sharp. The volumes are averaged to about 2 mm, winsorised, and their square root
-    is taken, so that bright fluid does not leave brain two of the histogram's bins.
+    and three shifts, from smooth to sharp. The volumes are averaged to about 2 mm, and the head's brightness is
+    equalised, so that bright fluid does not leave brain two of the histogram's bins.
 
-    Along thick slices each is smoothed by most of a slice. Without that, slices that need no interpolation look
-    more alike than those in the right place, and turns out of the plane are not found: both sequences commonly lie
-    on one grid (Pluim 2000, Computer Vision and Image Understanding 77:211).
+    Along thick slices each is smoothed by half a slice and interpolated by cubic splines to about 2 mm. Between the
+    slices themselves only straight lines would be drawn, which blur; slices that need no interpolation then look more
+    alike than those in the right place, and turns out of the plane are not found, for both sequences commonly lie on
+    one grid (Pluim 2000, Computer Vision and Image Understanding 77:211).
 
     The points are drawn with a fixed seed and on one thread, so the same volumes give the same transform.
 
@@ -114,15 +122,33 @@ def _climb(transform: Any, level: _Level, *, fixed: Volume, moving: Volume, coar
 
 
 def _toned(volume: Volume) -> Volume:
-    """Winsorised, and the square root taken, so that the few brightest voxels do not set the scale."""
-    low, high = (np.float32(value) for value in np.percentile(volume.values, _WINSOR_PERCENT))
-    return Volume(np.sqrt(np.clip(volume.values, low, high) - low), volume.affine)
+    """Equalised within the head: a share of the values for the air, the others as often as each other; 0 to 1."""
+    low, bright, high = np.percentile(volume.values, (_WINSOR_PERCENT[0], _BRIGHT_PERCENT, _WINSOR_PERCENT[1]))
+    values = np.clip(volume.values, low, high)
+    air = low + _AIR_SHARE * ((bright if bright > low else high) - low)  # the air may be most of a volume
+    if air <= low:
+        return Volume(np.zeros_like(volume.values), volume.affine)
+    counts, edges = np.histogram(values[values > air], bins=_TONES)
+    ranks = np.interp(values, edges, np.concatenate([[0.0], np.cumsum(counts) / counts.sum()]))
+    in_air = _AIR_BINS_SHARE * (values - low) / (air - low)
+    toned = np.where(values > air, _AIR_BINS_SHARE + (1 - _AIR_BINS_SHARE) * ranks, in_air)
+    return Volume(toned.astype(np.float32), volume.affine)
 
 
 def _smoothed(volume: Volume, level: _Level) -> Volume:
+    """Smoothed, and with points every 2 mm or so along axes that are coarser."""
     spacing = volume.spacing_mm
     sigmas = np.maximum(_SMOOTHING_SHARE_OF_SPACING * spacing, level.smoothing_mm) / spacing
-    return Volume(ndimage.gaussian_filter(volume.values, sigmas, truncate=3.0), volume.affine)
+    values = ndimage.gaussian_filter(volume.values, sigmas, truncate=3.0)
+    to_coarse = np.eye(4)
+    for axis, parts in enumerate(np.maximum(1, np.rint(spacing / GRID_MM)).astype(int)):
+        size = values.shape[axis]
+        if parts > 1 and size > _SPLINE_DEGREE:
+            places = np.arange((size - 1) * parts + 1) / parts
+            spline = make_interp_spline(np.arange(size), values, k=_SPLINE_DEGREE, axis=axis)
+            values = spline(places).astype(np.float32)
+            to_coarse[axis, axis] = 1 / parts
+    return Volume(values, volume.affine @ to_coarse)
 
 
 def shift_and_turn(motion: Affine, centre: npt.ArrayLike) -> tuple[float, float]:

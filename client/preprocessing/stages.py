@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from common.study import PreprocessingSpec, Sequence
 
-PREPROCESSING_VERSION = 3
+PREPROCESSING_VERSION = 4
 """Raised with every change that alters a prepared array, so that no cache serves an old one."""
 
 Stage = Literal["registration", "bias", "centre", "channel"]

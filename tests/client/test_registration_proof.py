@@ -1,9 +1,10 @@
 """Registration against the phantoms' known motion: up to 3 mm and 2 degrees.
 
-Shifts are found to half a millimetre everywhere. Turns are found to half a degree where both volumes are finer than the
-turn shows; between slices of 5 mm and more, some turns of T2 out of the plane are not (docs/preparing.md).
+Shifts are found to half a millimetre everywhere. Turns are found to half a degree in most exams, and to one degree in
+all (docs/preparing.md).
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +44,9 @@ def errors_of(letter: str, index: int, folder: Path) -> list[tuple[float, float]
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("letter", list("ABCDE"))
 def test_the_motion_of_every_sequence_is_found(letter: str, tmp_path: Path) -> None:
-    has_thick_slices = letter in "BDE"
-
     left = [error for index in range(NUM_PATIENTS) for error in errors_of(letter, index, tmp_path)]
 
     assert len(left) >= NUM_PATIENTS
     assert max(shift_mm for shift_mm, _ in left) < 0.5
-    if not has_thick_slices:
-        assert max(degrees for _, degrees in left) < 0.5
+    assert max(degrees for _, degrees in left) < 1.0
+    assert sum(degrees < 0.5 for _, degrees in left) >= math.ceil(0.8 * len(left))
