@@ -37,7 +37,6 @@ from flwr.supercore.inflatable.inflatable_utils import (
     inflatable_class_registry,
     pull_objects,
 )
-from flwr.superlink.grid import http_grid
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as ProtobufMessage
 
@@ -226,6 +225,10 @@ def fetch_one_reply_at_a_time() -> None:
     copies, and makes another one of all that it sends. A thread that has fetched a reply holds the turn until somebody
     calls `end_turn` for it.
     """
+    # Imported by whoever has such a Grid; with it come the SuperLink and SQLAlchemy, of no use to a run in one process.
+    http_grid = sys.modules.get("flwr.superlink.grid.http_grid")
+    if http_grid is None:
+        return
     vars(http_grid)["push_objects"] = _push_one_by_one
     vars(http_grid)["pull_objects"] = _fetch_in_turn
     vars(http_grid)["inflate_object_from_contents"] = _inflate
