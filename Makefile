@@ -10,10 +10,10 @@ demo: install
 	$(BIN)/gliorn-simulate
 
 test: check
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: install
-	$(BIN)/pytest -n 2 --dist loadgroup -m slow
+	$(BIN)/pytest -n 2 --dist loadfile -m slow
 
 check: install
 	$(BIN)/ruff format --check .

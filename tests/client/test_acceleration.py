@@ -201,7 +201,7 @@ class Broken(StepPlan):
 
 
 def test_plan_that_fails_is_dropped_with_a_reason_that_names_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = Broken(fused=True), Broken(channels_last=True), Broken(bf16=True)
+    broken = Broken(fused=True), Broken(channels_last=True), Broken(bf16=True, products=True)
     monkeypatch.setattr(calibration, "possible_plans", lambda device: (PLAIN, *broken))
 
     choice = measure(study(), num_exams=8, device=CPU)
@@ -210,7 +210,7 @@ def test_plan_that_fails_is_dropped_with_a_reason_that_names_no_file(monkeypatch
     assert list(choice.seconds) == ["fp32"]
     assert choice.dropped["fp32 fused"] == "it failed (RuntimeError)"
     assert choice.dropped["fp32 channels_last"] == "it gave numbers that are not finite"
-    assert choice.dropped["bf16"].startswith("its loss was ")
+    assert choice.dropped["bf16 products"].startswith("its loss was ")
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, plan: StepPlan) -> list[int]:

@@ -10,7 +10,6 @@ from tests.deployment import Deployment, deployment
 from tests.tiny_federation import run_federation
 from tests.tiny_hospitals import study_text
 
-pytestmark = pytest.mark.xdist_group("whole federation")  # one federation for all tests, also of several workers
 STUDY = study_text(participation={"min_sites": 2, "round_timeout_s": 900, "join_timeout_s": 300})
 
 
