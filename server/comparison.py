@@ -15,7 +15,7 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from common.errors import ProtocolError
-from common.messages import MESSAGE_TYPES, read_compare_reply, task_records
+from common.messages import read_compare_reply
 from common.metrics.bins import Histogram, add_histograms
 from common.metrics.paired import (
     DifferenceSums,
@@ -24,8 +24,8 @@ from common.metrics.paired import (
     site_difference,
     within_site_difference,
 )
-from common.tasks import CompareReply, CompareTask, Failure, ModelOfRun, SiteManifest
-from server.exchange import collect
+from common.tasks import CompareReply, CompareTask, ModelOfRun, SiteManifest
+from server.asking import ask_each, require_of_study
 from server.pooling import OWN_SCALES, WITHHELD_REASONS
 
 log = logging.getLogger(__name__)
@@ -75,27 +75,15 @@ class ComparedSites:
 
     def ask(self, task: CompareTask, sites: Mapping[str, object]) -> tuple[dict[str, CompareReply], dict[str, str]]:
         """The answers of some of the sites, and the reason for each that gave none of use."""
-        replies: dict[str, CompareReply] = {}
-        problems: dict[str, str] = {}
-
-        def take(site: str, records: RecordDict) -> None:
-            try:
-                replies[site] = _read(records, task, self.manifests[site])
-            except ProtocolError as error:
-                problems[site] = str(error)
-            self.answered(site)
-
-        problems |= collect(
+        return ask_each(
             self.grid,
-            lambda: task_records(task),
-            message_type=MESSAGE_TYPES[CompareTask],
-            group="compare",
+            task,
+            lambda site, records: _read(records, task, self.manifests[site]),
             nodes={site: node for site, node in self.nodes.items() if site in sites},
-            timeout_s=task.study.participation.round_timeout_s,
+            group="compare",
             enough=task.study.participation.min_sites,
-            on_reply=take,
+            answered=self.answered,
         )
-        return replies, problems
 
 
 def compare_at_sites(
@@ -157,11 +145,7 @@ def _second_exchange(
 
 
 def _read(records: RecordDict, task: CompareTask, manifest: SiteManifest) -> CompareReply:
-    reply = read_compare_reply(records, task)
-    if isinstance(reply, Failure):
-        raise ProtocolError(f"failed: {reply.code}")
-    if reply.study_digest != task.study.digest:
-        raise ProtocolError(f"study {reply.study_digest[:12]}, expected {task.study.digest[:12]}")
+    reply = require_of_study(read_compare_reply(records, task), task.study)
     if reply.cohort_digest != manifest.cohort_digests["test"]:
         raise ProtocolError("the test patients are not those registered before the first round")
     if reply.site is not None and reply.site.num_patients != manifest.num_patients["test"]:

@@ -14,11 +14,11 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from common.duplicates import BlindedPatients
-from common.errors import DisclosureError, ProtocolError
-from common.messages import MESSAGE_TYPES, read_duplicates_reply, task_records
+from common.errors import DisclosureError
+from common.messages import read_duplicates_reply
 from common.study import Study
-from common.tasks import SPLITS, DuplicatesTask, Failure, SiteManifest
-from server.exchange import collect
+from common.tasks import SPLITS, DuplicatesTask, SiteManifest
+from server.asking import ask_each, require_of_study
 
 log = logging.getLogger(__name__)
 
@@ -122,33 +122,12 @@ def _ask(
     grid: Grid, task: DuplicatesTask, nodes: Mapping[str, int], answered: Callable[[str], None]
 ) -> tuple[dict[str, tuple[BlindedPatients, ...]], dict[str, str]]:
     """What each site answers, and why the others do not."""
-    answers: dict[str, tuple[BlindedPatients, ...]] = {}
-    problems: dict[str, str] = {}
 
-    def take(site: str, records: RecordDict) -> None:
-        try:
-            reply = read_duplicates_reply(records)
-            if isinstance(reply, Failure):
-                problems[site] = NOT_COMPARED if reply.code == DisclosureError.code else f"failed: {reply.code}"
-            elif reply.study_digest != task.study.digest:
-                problems[site] = f"study {reply.study_digest[:12]}, expected {task.study.digest[:12]}"
-            else:
-                answers[site] = reply.patients
-        except ProtocolError as error:
-            problems[site] = str(error)
-        answered(site)
+    def read(_: str, records: RecordDict) -> tuple[BlindedPatients, ...]:
+        reply = read_duplicates_reply(records)
+        return require_of_study(reply, task.study, failures={DisclosureError.code: NOT_COMPARED}).patients
 
-    problems |= collect(
-        grid,
-        lambda: task_records(task),
-        message_type=MESSAGE_TYPES[DuplicatesTask],
-        group="duplicates",
-        nodes=nodes,
-        timeout_s=task.study.participation.round_timeout_s,
-        enough=0,
-        on_reply=take,
-    )
-    return answers, problems
+    return ask_each(grid, task, read, nodes=nodes, group="duplicates", enough=0, answered=answered)
 
 
 def _shape(patients: BlindedPatients) -> tuple[int, int]:

@@ -8,9 +8,9 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from common.errors import ProtocolError
-from common.messages import MESSAGE_TYPES, read_evaluate_reply, task_records
-from common.tasks import Damage, EvaluateReply, EvaluateTask, Evaluation, Failure, OwnChoice, SiteManifest
-from server.exchange import collect
+from common.messages import read_evaluate_reply
+from common.tasks import Damage, EvaluateReply, EvaluateTask, Evaluation, OwnChoice, SiteManifest
+from server.asking import ask_each, require_of_study
 from server.pooling import Pool, pool_evaluations
 
 log = logging.getLogger(__name__)
@@ -56,30 +56,17 @@ def evaluate_at_sites(
         missing: Sites that are not asked, with the reason.
         answered: Called with each site whose reply has come.
     """
-    replies: dict[str, EvaluateReply] = {}
-    problems = dict(missing)
-
-    def take(site: str, records: RecordDict) -> None:
-        try:
-            replies[site] = _read(records, task, manifests[site], has_personal=site in with_personal)
-        except ProtocolError as error:
-            problems[site] = str(error)
-        answered(site)
-
     study = task.study
     held_out = study.participation.held_out
     is_personalized = study.personalization.method != "none"
     with_personal = [site for site in nodes if is_personalized and site not in held_out]
-    problems |= collect(
-        grid,
-        lambda: task_records(task),
-        message_type=MESSAGE_TYPES[EvaluateTask],
-        group=task.split,
-        nodes=nodes,
-        timeout_s=study.participation.round_timeout_s,
-        enough=study.participation.min_sites,
-        on_reply=take,
-    )
+
+    def read(site: str, records: RecordDict) -> EvaluateReply:
+        return _read(records, task, manifests[site], has_personal=site in with_personal)
+
+    enough = study.participation.min_sites
+    replies, unusable = ask_each(grid, task, read, nodes=nodes, group=task.split, enough=enough, answered=answered)
+    problems = dict(missing) | unusable
     for site, reason in sorted(problems.items()):
         log.warning("evaluation on %s, %s: %s", task.split, site, reason)
     pool = pool_evaluations({site: reply.evaluation for site, reply in replies.items()}, missing=problems, study=study)
@@ -97,11 +84,7 @@ def evaluate_at_sites(
 
 
 def _read(records: RecordDict, task: EvaluateTask, manifest: SiteManifest, *, has_personal: bool) -> EvaluateReply:
-    reply = read_evaluate_reply(records, task)
-    if isinstance(reply, Failure):
-        raise ProtocolError(f"failed: {reply.code}")
-    if reply.study_digest != task.study.digest:
-        raise ProtocolError(f"study {reply.study_digest[:12]}, expected {task.study.digest[:12]}")
+    reply = require_of_study(read_evaluate_reply(records, task), task.study)
     _screen(reply.evaluation, task, manifest)
     if has_personal:
         if reply.personal is None:

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import matplotlib
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.errors import ConfigError
 from server.report.drawing import INK, LINE_COLORS, LINE_STYLES, NECROSIS, RECURRENCE, new_figure, style, svg_of
+from server.report.environment import page_environment
 from server.report.table import Cell, Row, Table
 from server.report.wording import SEQUENCE_WORDS, count, moment
 from server.run_folder import RunFolder
@@ -142,14 +142,7 @@ def pair_words(pair: PairShown) -> str:
 
 def render_statistics(shown: StatisticsShown) -> str:
     """The page as HTML. Every text is escaped; only figures drawn here are markup."""
-    environment = Environment(
-        loader=PackageLoader("server.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = page_environment()
     parts = [
         {
             "name": table.name,

@@ -24,11 +24,11 @@ from common.cohort_statistics import (
     pooled_rows,
 )
 from common.errors import DisclosureError, ProtocolError
-from common.messages import MESSAGE_TYPES, read_statistics_reply, task_records
+from common.messages import read_statistics_reply
 from common.study import CLASS_NAMES, Study
-from common.tasks import SPLITS, Failure, SiteManifest, StatisticsTask
+from common.tasks import SPLITS, SiteManifest, StatisticsTask
+from server.asking import ask_each, require_of_study
 from server.duplicates import Duplicates, count_duplicates
-from server.exchange import collect
 from server.membership import Membership
 from server.progress import Progress
 from server.record import RESEARCH_USE_ONLY, Outcome, stopped_text, write_record
@@ -137,35 +137,16 @@ def ask_sites(
 ) -> Answers:
     """Ask every site that has joined; what is not of its registered patients is refused."""
     task = StatisticsTask(study)
-    per_site: dict[str, CohortStatistics] = {}
-    problems: dict[str, str] = {}
 
-    def take(site: str, records: RecordDict) -> None:
-        try:
-            reply = read_statistics_reply(records, task)
-            if isinstance(reply, Failure):
-                problems[site] = NOT_DISCLOSED if reply.code == DisclosureError.code else f"failed: {reply.code}"
-            elif reply.study_digest != study.digest:
-                problems[site] = f"study {reply.study_digest[:12]}, expected {study.digest[:12]}"
-            elif reply.statistics is None:
-                problems[site] = WITHHELD
-            else:
-                require_registered(reply.statistics, manifests[site], study)
-                per_site[site] = reply.statistics
-        except ProtocolError as error:
-            problems[site] = str(error)
-        answered(site)
+    def read(site: str, records: RecordDict) -> CohortStatistics:
+        reply = read_statistics_reply(records, task)
+        statistics = require_of_study(reply, study, failures={DisclosureError.code: NOT_DISCLOSED}).statistics
+        if statistics is None:
+            raise ProtocolError(WITHHELD)
+        require_registered(statistics, manifests[site], study)
+        return statistics
 
-    problems |= collect(
-        grid,
-        lambda: task_records(task),
-        message_type=MESSAGE_TYPES[StatisticsTask],
-        group="statistics",
-        nodes=nodes,
-        timeout_s=study.participation.round_timeout_s,
-        enough=0,
-        on_reply=take,
-    )
+    per_site, problems = ask_each(grid, task, read, nodes=nodes, group="statistics", enough=0, answered=answered)
     missing = dict(sorted((dict(not_joined) | problems).items()))
     for site, reason in missing.items():
         log.warning("statistics, %s: %s", site, reason)

@@ -6,16 +6,14 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from client.config import SiteConfig
 from common.errors import ConfigError, GliornError
-from common.study import Study, parse_study
+from common.study import Study
 from server.initial_weights import require_weights
 from server.run_folder import RUN_NAME, RunFolder
 from simulations.display import RunWatcher, interval, progress_bar, result_table
@@ -33,6 +31,7 @@ from simulations.single_machine import (
     require_fitting,
     sites_of_run,
 )
+from simulations.studies import study_of_command, study_yaml
 
 DEMO_SPACING_MM = 2.0
 Sites = Mapping[str, tuple[Path, SiteConfig]]
@@ -52,7 +51,8 @@ def run_command(arguments: argparse.Namespace, console: Console) -> int:
             return 0
         _prepare(study, sites, console, workers)
     else:
-        study, engine = _study(arguments), arguments.engine or "in-process"
+        study = study_of_command(arguments, default="demo_study.yaml")
+        engine = arguments.engine or "in-process"
         weights = require_weights(study, arguments.initial_weights)
         out = new_folder(arguments.out or Path("runs") / f"{study.name}-{datetime.now():%Y%m%d-%H%M%S}")
         sites = read_sites(arguments.site or _phantoms(arguments, study, console, workers))
@@ -107,49 +107,6 @@ def _begun_run(arguments: argparse.Namespace) -> tuple[RunFolder, Study, EngineN
     if engine not in known:
         raise ConfigError(f"{folder.participants}: engine is {engine!r}, which does not run on one machine")
     return folder, study, known[engine], read_sites(arguments.site or sites_of_run(folder))
-
-
-def _study(arguments: argparse.Namespace) -> Study:
-    given = [option for option in PHANTOM_OPTIONS if getattr(arguments, option) is not None]
-    if arguments.site and given:
-        raise ConfigError(f"--{given[0]} is for phantom hospitals and has no meaning beside --site; leave one out")
-    if arguments.study is None:
-        text, origin = (files("simulations") / "demo_study.yaml").read_text(encoding="utf-8"), "demo_study.yaml"
-    else:
-        origin = str(arguments.study)
-        try:
-            text = arguments.study.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--study {origin}: cannot be read ({error}); name a study.yaml in UTF-8") from None
-    study = parse_study(text, origin=origin)
-    return with_changes(study, seed=arguments.seed, rounds=arguments.rounds, fedprox_mu=arguments.fedprox_mu)
-
-
-def with_changes(study: Study, *, seed: int | None, rounds: int | None, fedprox_mu: float | None) -> Study:
-    """The study with what the command line says instead.
-
-    Raises:
-        ConfigError: If a value is out of range.
-    """
-    if seed is not None and not 0 <= seed < 2**31:
-        raise ConfigError(f"--seed {seed}: expected a whole number from 0 to {2**31 - 1}")
-    if rounds is not None and not 1 <= rounds <= 10_000:
-        raise ConfigError(f"--rounds {rounds}: expected a whole number from 1 to 10000")
-    if fedprox_mu is not None and not 0 <= fedprox_mu <= 100:
-        raise ConfigError(f"--fedprox-mu {fedprox_mu}: expected a number from 0 to 100; 0 is FedAvg")
-    values = study.model_dump(mode="json")
-    if seed is not None:
-        values["seed"] = seed
-    if rounds is not None:
-        values["rounds"] = rounds
-    if fedprox_mu is not None:
-        values["training"]["fedprox_mu"] = fedprox_mu
-    return parse_study(yaml.safe_dump(values), origin="the study with the command's changes")
-
-
-def study_yaml(study: Study) -> str:
-    """The study as YAML, with every setting written out."""
-    return yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False)
 
 
 def require_faults_fit(faults: Sequence[Fault], sites: Sites, *, engine: EngineName) -> None:

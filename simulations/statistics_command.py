@@ -3,26 +3,28 @@
 import argparse
 import json
 from datetime import datetime
-from importlib.resources import files
 from pathlib import Path
 
 from rich.console import Console
 
-from common.errors import ConfigError
-from common.study import Study, parse_study
 from server.statistics_note import note_statistics, statistics_file, statistics_page
 from server.statistics_page import read_statistics, statistics_lines
 from simulations.display import progress_bar
-from simulations.phantom_sites import PHANTOM_OPTIONS, phantom_sites, positive
+from simulations.phantom_sites import phantom_sites, positive
 from simulations.processors import default_workers
-from simulations.run_command import DEMO_SPACING_MM, new_folder, study_yaml, with_changes
+from simulations.run_command import DEMO_SPACING_MM, new_folder
 from simulations.single_machine import EngineName, carry, open_run, prepare_sites, read_sites, require_fitting
+from simulations.studies import refuse_options, study_of_command, study_yaml
+
+WITHOUT_MEANING = ("rounds", "fedprox_mu", "resume", "fault", "initial_weights")
+"""Options of the plain command that statistics have no use for."""
 
 
 def statistics_command(arguments: argparse.Namespace, console: Console) -> int:
     """Carry a run of statistics and show its end. Returns 0, or 2 where no site shows anything."""
     workers = positive("--workers", arguments.workers) or default_workers()
-    study = _study(arguments)
+    refuse_options(arguments, WITHOUT_MEANING, place="statistics, which train nothing")
+    study = study_of_command(arguments, default="demo_study.yaml")
     name = f"{study.name}-statistics-{datetime.now():%Y%m%d-%H%M%S}"
     out = new_folder(arguments.out or Path("runs") / name)
     paths = arguments.site or phantom_sites(
@@ -47,18 +49,3 @@ def statistics_command(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.json:
         print(json.dumps(json.loads(statistics_file(folder).read_text(encoding="utf-8")), indent=1))  # noqa: T201
     return 2 if record["outcome"] == "INVALID" else 0
-
-
-def _study(arguments: argparse.Namespace) -> Study:
-    given = [option for option in PHANTOM_OPTIONS if getattr(arguments, option) is not None]
-    if arguments.site and given:
-        raise ConfigError(f"--{given[0]} is for phantom hospitals and has no meaning beside --site; leave one out")
-    if arguments.study is None:
-        text, origin = (files("simulations") / "demo_study.yaml").read_text(encoding="utf-8"), "demo_study.yaml"
-    else:
-        origin = str(arguments.study)
-        try:
-            text = arguments.study.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--study {origin}: cannot be read ({error}); name a study.yaml in UTF-8") from None
-    return with_changes(parse_study(text, origin=origin), seed=arguments.seed, rounds=None, fedprox_mu=None)

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from server.report.environment import page_environment
 from server.report.page import Page, page_of
 from server.report.reading import read_record, read_round_lines
 from server.run_folder import RunFolder, write_atomically
@@ -31,12 +30,5 @@ def write_report(folder: RunFolder) -> Path:
 
 def render(page: Page) -> str:
     """The page as HTML. Every text is escaped; only figures drawn here are markup."""
-    environment = Environment(
-        loader=PackageLoader("server.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = page_environment()
     return environment.get_template("report.html.j2").render(page=page)

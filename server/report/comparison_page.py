@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import matplotlib
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from common.metrics.estimate import Estimate
 from server.record import RESEARCH_USE_ONLY
 from server.report.drawing import ACCENT, GRID, INK, SOFT, new_figure, style, svg_of
+from server.report.environment import page_environment
 from server.report.table import Cell, Notes, Row, Table, estimate_cell, words
 from server.report.wording import percent_name, shortened, with_interval
 
@@ -106,14 +106,7 @@ class ComparisonContents:
 
 def render_comparison(contents: ComparisonContents) -> str:
     """The page as HTML. Every text is escaped; only figures drawn here are markup."""
-    environment = Environment(
-        loader=PackageLoader("server.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = page_environment()
     within = [
         (f"{row.first} − {row.second}", row.within_site) for row in contents.differences if row.within_site is not None
     ]

@@ -11,8 +11,8 @@ from common.study import Study, parse_study
 from server.run_folder import RunFolder
 from simulations.phantom.federation import write_hospitals
 from simulations.phantom.spec import PhantomOptions
-from simulations.run_command import study_yaml
 from simulations.single_machine import EngineName, carry, open_run, prepare_sites, read_sites
+from simulations.studies import study_yaml
 
 Sites = Mapping[str, tuple[Path, SiteConfig]]
 

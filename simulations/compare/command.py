@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
-from importlib.resources import files
 from operator import add
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from client.cohort import load_cohort
 from client.config import SiteConfig, read_site_config
 from common.errors import ConfigError
 from common.metrics.confusion import Confusion
-from common.study import Study, parse_study
+from common.study import Study
 from server.method_studies import require_methods, study_text
 from server.record import RESEARCH_USE_ONLY
 from server.report.comparison_page import ArmRow, ComparisonContents, DifferenceRow, GainRow, render_comparison
@@ -29,13 +28,17 @@ from simulations.compare.figures import ABROAD, LOCAL, ArmSeed, abroad_row, arm_
 from simulations.compare.pooled_site import share_cache, write_pooled_site
 from simulations.compare.scores import Scores, scores_abroad, scores_of_run
 from simulations.display import progress_bar
-from simulations.phantom_sites import PHANTOM_OPTIONS, hospital_names, phantom_sites, positive
+from simulations.phantom_sites import hospital_names, phantom_sites, positive
 from simulations.processors import default_workers
-from simulations.run_command import DEMO_SPACING_MM, with_changes
+from simulations.run_command import DEMO_SPACING_MM
 from simulations.side_by_side import PlannedRun, carry_side_by_side
 from simulations.single_machine import prepare_sites, read_sites
+from simulations.studies import refuse_options, study_of_command, with_changes
 
 DEFAULT_OUT = Path("runs") / "compare"
+WITHOUT_MEANING = ("fedprox_mu", "engine", "resume", "fault", "initial_weights")
+"""Options of the plain command that a comparison and a cross-validation have no use for."""
+
 OWN_MODELS = ("ditto", "fine_tune")
 POOLED_ARMS = ("pooled", "pooled_long")
 NORMS_OF_SITES = ("fedbn", "silobn")
@@ -126,21 +129,12 @@ def base_study(arguments: argparse.Namespace) -> Study:
     Raises:
         ConfigError: If it cannot be read, or options contradict each other.
     """
-    given = [option for option in PHANTOM_OPTIONS if getattr(arguments, option) is not None]
-    if arguments.site and given:
-        raise ConfigError(f"--{given[0]} is for phantom hospitals and has no meaning beside --site; leave one out")
-    if arguments.study is None:
-        text, origin = (files("simulations") / "compare_study.yaml").read_text(encoding="utf-8"), "compare_study.yaml"
-    else:
-        origin = str(arguments.study)
-        try:
-            text = arguments.study.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--study {origin}: cannot be read ({error}); name a study.yaml in UTF-8") from None
-    base = with_changes(parse_study(text, origin=origin), seed=arguments.seed, rounds=arguments.rounds, fedprox_mu=None)
+    refuse_options(arguments, WITHOUT_MEANING, place="a comparison")
+    base = study_of_command(arguments, default="compare_study.yaml")
     if base.participation.held_out:
         raise ConfigError(
-            f"{origin}: participation.held_out has no place here; the arm leave_one_out leaves each site out in turn"
+            "participation.held_out has no place in a comparison's study; the arm leave_one_out leaves each site out "
+            "in turn"
         )
     return base
 
@@ -196,7 +190,7 @@ def _pooled_sites(plan: Plan, sites: Sites) -> dict[int, Path]:
 
 
 def _seeded(study: Study, seed: int) -> Study:
-    return with_changes(study, seed=seed, rounds=None, fedprox_mu=None)
+    return with_changes(study, seed=seed)
 
 
 def _runs(plan: Plan, sites: Mapping[str, Path], pooled: Mapping[int, Path]) -> list[ArmRun]:

@@ -5,14 +5,13 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
 
 from common.errors import ConfigError, GliornError
-from common.study import Study, parse_study
+from common.study import Study
 from server.record import RESEARCH_USE_ONLY
 from server.report.page import Fact
 from server.report.reading import Record, read_record
@@ -31,9 +30,10 @@ from simulations.phantom_sites import DATA_FOLDER, positive, separation_of
 from simulations.processors import default_workers
 from simulations.side_by_side import PlannedRun, carry_side_by_side
 from simulations.single_machine import prepare_sites, read_sites
+from simulations.studies import read_study, refuse_options
 
 STUDY = "paper_study.yaml"
-WITHOUT_MEANING = ("site", "sites", "fedprox_mu", "engine", "resume")
+WITHOUT_MEANING = ("site", "sites", "fedprox_mu", "engine", "resume", "fault", "initial_weights")
 """Options of the plain command that the table has no use for."""
 
 NameT = TypeVar("NameT", bound=str)
@@ -134,15 +134,13 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
     Raises:
         ConfigError: If an option cannot be used.
     """
-    for option in WITHOUT_MEANING:
-        if getattr(arguments, option) is not None:
-            raise ConfigError(f"--{option.replace('_', '-')} has no meaning for the paper's table; leave it out")
+    refuse_options(arguments, WITHOUT_MEANING, place="the paper's table")
     models = _chosen("--models", arguments.models, tuple(MODEL_NAMES))
     sequences = _chosen("--sequences", arguments.sequences, tuple(SEQUENCE_NAMES))
     arms: list[Arm] = ["one", "five"] if arguments.federated else ["one"]
     num_seeds = positive("--seeds", arguments.seeds) or 1
     first = 0 if arguments.seed is None else arguments.seed
-    base = _base_study(arguments.study)
+    base = read_study(arguments.study, default=STUDY)
     cells = cells_of(arms=arms, models=models, sequences=sequences, seeds=range(first, first + num_seeds))
     studies = {cell: study_of(cell, base, rounds=arguments.rounds, width=arguments.width) for cell in cells}
     spacing_mm = min(base.preprocessing.spacing_mm)
@@ -169,15 +167,6 @@ def _chosen(option: str, text: str | None, known: Sequence[NameT]) -> list[NameT
     if unknown or not asked:
         raise ConfigError(f"{option} {text}: expected names out of {', '.join(known)}, with commas between them")
     return [name for name in known if name in asked]
-
-
-def _base_study(path: Path | None) -> Study:
-    if path is None:
-        return parse_study((files("simulations") / STUDY).read_text(encoding="utf-8"), origin=STUDY)
-    try:
-        return parse_study(path.read_text(encoding="utf-8"), origin=str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--study {path}: cannot be read ({error}); name a study.yaml in UTF-8") from None
 
 
 def _record(run: PlannedRun) -> Record | None:

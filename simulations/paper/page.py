@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from common.metrics.estimate import Estimate
 from server.record import RESEARCH_USE_ONLY
 from server.report.drawing import GRID, INK, LINE_COLORS, SOFT, new_figure, style, svg_of
+from server.report.environment import page_environment
 from server.report.page import Fact
 from server.report.table import Cell, Notes, Row, Table, estimate_cell, words
 from server.report.wording import interval_text, with_interval
@@ -97,14 +97,7 @@ def page_of(
 
 def render(page: PaperPage) -> str:
     """The page as HTML, with the look of a run's report. Every text is escaped; only figures drawn here are markup."""
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("simulations.paper"), PackageLoader("server.report")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = page_environment("simulations.paper")
     return environment.get_template("paper.html.j2").render(page=page)
 
 

@@ -37,9 +37,9 @@ from simulations.compare.command import Plan, _pooled_sites, _remarks, _runs, co
 from simulations.compare.figures import ArmSeed, arm_row, difference_row, gain_rows
 from simulations.compare.pooled_site import share_cache, write_pooled_site
 from simulations.compare.scores import SiteScores, _test_abroad, scores_of_run
-from simulations.run_command import study_yaml
 from simulations.side_by_side import carry_run
 from simulations.single_machine import read_sites
+from simulations.studies import study_yaml
 from tests.tiny_federation import write_hospitals
 from tests.tiny_hospitals import study_text
 
