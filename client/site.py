@@ -78,7 +78,7 @@ class Site:
             DataError: If images cannot be prepared.
             DisclosureError: If the site has too few training patients, or the study counts too finely for it.
         """
-        _use_threads(config)
+        use_threads(config)
         device = find_device(config.device)
         cohort = prepare_site(config, study)
         require_allowed(config, study, cohort)
@@ -86,7 +86,7 @@ class Site:
 
     def describe(self) -> SiteManifest:
         """Counts, digests and versions for the coordinator; nothing about a single patient."""
-        _use_threads(self.config)
+        use_threads(self.config)
         splits = self.cohort.splits
         return SiteManifest(
             site=self.config.name,
@@ -230,7 +230,7 @@ class Site:
         statistics of its normalisation layers anew from its own training images, or from its test images where it is
         held out and has no others. Labels have no part in that.
         """
-        _use_threads(self.config)
+        use_threads(self.config)
         own = memory.latest("own", round=round) if names_that_stay(self.study) else None
         model = whole_model(self.study, state, own).to(self.device)
         if own is None and round > 0 and self._has_own_statistics():
@@ -328,7 +328,7 @@ class Site:
         )
 
 
-def _use_threads(config: SiteConfig) -> None:
+def use_threads(config: SiteConfig) -> None:
     """Compute with the site's number of threads from here on.
 
     Before every task, since torch keeps this number for each thread of a process, and any of them may get the task.

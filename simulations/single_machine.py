@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from client.acceleration.ahead import measure_ahead
 from client.config import SiteConfig, read_site_config
 from client.prepare import prepare_site
 from client.site import require_allowed
@@ -101,6 +102,8 @@ def prepare_sites(
 ) -> None:
     """Prepare all exams of all sites, with every fault of every site told at once.
 
+    Where the study leaves the precision to the sites, the ways to train are measured as well, once for all of one size.
+
     Args:
         study: Says how.
         sites: By name.
@@ -117,7 +120,9 @@ def prepare_sites(
             on_exam(name, done, total)
 
         try:
-            require_allowed(config, study, prepare_site(config, study, workers=workers, on_exam=report))
+            cohort = prepare_site(config, study, workers=workers, on_exam=report)
+            require_allowed(config, study, cohort)
+            measure_ahead(config, study, num_exams=cohort.splits["train"].num_exams)
         except GliornError as error:
             faults.append(str(error))
     if faults:

@@ -27,7 +27,7 @@ NUM_WARM, NUM_TIMED = 2, 3
 LEAST_GAIN = 0.05
 """A plan that is not this much faster than a simpler one is not worth it."""
 LEAST_STEPS = 100
-"""A run with fewer steps at a site is over before measuring pays."""
+"""A run with fewer steps at a site is over before measuring pays, unless that was done before it."""
 _LEARNING_RATE = 1e-7  # so that all plans are timed on the same weights
 _TOLERANCE = 0.05
 """How far a plan's first loss may lie from that of plain float32, relative, or absolute below 1."""
@@ -67,21 +67,26 @@ class StepChoices:
     def __init__(self, cache: Path) -> None:
         self._folder = cache / "step_plans"
 
-    def choose(self, study: Study, *, num_exams: int, device: torch.device) -> StepChoice:
+    def choose(self, study: Study, *, num_exams: int, device: torch.device, however_short: bool = False) -> StepChoice:
         """The plan for the training of a study: the fastest one that was measured, where the study asks for it.
 
         Args:
             study: What is trained.
             num_exams: Training exams of the site.
             device: Where.
+            however_short: Measure also for a run of fewer than `LEAST_STEPS`, as is done before a run.
         """
-        if study.training.precision == "fp32" or num_steps_of_run(study, num_exams) < LEAST_STEPS:
+        if study.training.precision == "fp32":
             return StepChoice()
         key = _key(study, num_exams, device)
         with _measuring:  # one at a time: two that measure side by side measure each other
-            choice = _known.get(key) or self._read(key)
+            known = _known.get(key)
+            choice = known or self._read(key)
             if choice is None:
+                if num_steps_of_run(study, num_exams) < LEAST_STEPS and not however_short:
+                    return StepChoice()
                 choice = measure(study, num_exams=num_exams, device=device)
+            if known is None or not self._path(key).exists():
                 self._write(key, choice)
             _known[key] = choice
         return choice

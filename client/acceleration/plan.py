@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from client.acceleration.pooling import QuickPooling
 from client.acceleration.small_convolutions import SmallConvolutions
 
 
@@ -45,6 +46,8 @@ class StepPlan:
         with ExitStack() as stack:
             if self.products:
                 stack.enter_context(SmallConvolutions())
+            if self.bf16 and images.device.type == "cpu" and not self.channels_last:
+                stack.enter_context(QuickPooling())
             if self.bf16:
                 stack.enter_context(torch.autocast(images.device.type, torch.bfloat16))
             logits: Tensor = model(images)

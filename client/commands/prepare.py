@@ -41,15 +41,20 @@ def _prepare(arguments: argparse.Namespace) -> int:
     study = _read_study(arguments.study)
     if arguments.verify:
         return _verify(arguments, study)
+    from client.acceleration.ahead import measure_ahead
     from client.prepare import prepare_site
 
+    config = read_site_config(arguments.site)
     with shown_progress(sys.stderr.isatty()) as on_exam:
-        prepared = prepare_site(read_site_config(arguments.site), study, workers=arguments.workers, on_exam=on_exam)
+        prepared = prepare_site(config, study, workers=arguments.workers, on_exam=on_exam)
+    choice = measure_ahead(config, study, num_exams=prepared.splits["train"].num_exams)
     total = sum(split.num_exams for split in prepared.splits.values())
     print(f"{total} exams prepared, {prepared.num_from_cache} of them were in the cache already")
     if prepared.stages_computed:
         counts = ", ".join(f"{stage} {count}" for stage, count in sorted(prepared.stages_computed.items()))
         print(f"computed now: {counts}")
+    if choice.seconds:
+        print(f"training will use {choice.plan.name}, {choice.speed_up:.2f} times as fast here as fp32")
     print(f"Next: gliorn-client check --site {arguments.site} --study {arguments.study}")
     return 0
 

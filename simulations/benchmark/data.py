@@ -8,7 +8,7 @@ from client.augmentation import augment
 from client.site import find_device
 from common.study import AugmentationSpec
 from simulations.benchmark.result import Benchmark, BenchmarkResult, Measurement, Options, Setting
-from simulations.benchmark.step import clock_for, medians, our_step, patients_of_steps, study_of_steps
+from simulations.benchmark.step import STEPS_OF_ROUND, clock_for, medians, our_step, patients_of_steps, study_of_steps
 
 MOST_PERCENT = 5.0
 NUM_EXAMS = 32
@@ -52,7 +52,8 @@ def _measured(repeats: int, batch_size: int, size: int, device: torch.device) ->
         Measurement("augmentation of a batch", 1e3 * times["augment"], "ms", note="the study's defaults"),
     ]
     for name in ("fp32", "auto"):
-        share = 100 * (times["load"] + times["augment"]) / times[name]
+        step = times[name] / STEPS_OF_ROUND
+        share = 100 * (times["load"] + times["augment"]) / step
         figures.append(
             Measurement(
                 f"loading and augmentation in a step, {name}",
@@ -60,7 +61,7 @@ def _measured(repeats: int, batch_size: int, size: int, device: torch.device) ->
                 "%",
                 f"< {MOST_PERCENT:g} %",
                 share < MOST_PERCENT,
-                note=f"of {1e3 * times[name]:.0f} ms" + ("" if name == "fp32" else f", by the plan {choice.plan.name}"),
+                note=f"of {1e3 * step:.0f} ms" + ("" if name == "fp32" else f", by the plan {choice.plan.name}"),
             )
         )
     settings: dict[str, Setting] = {"batch": f"{batch_size} x 3 x {size}^3", "exams": NUM_EXAMS, "device": device.type}

@@ -1,7 +1,8 @@
 """A whole federation on one machine, from the start of the program to its end, beside others on the same work.
 
 Each side is a program of its own, started anew: the plain loop, ours in one process and over real processes, and a
-stock Flower app on its simulation engine. Images are prepared before; nothing is augmented.
+stock Flower app on its simulation engine. Images are prepared and the ways to train are measured before, as preparation
+does; nothing is augmented.
 """
 
 import os
@@ -14,6 +15,7 @@ from statistics import median
 import numpy as np
 import yaml
 
+from client.acceleration.ahead import measure_ahead
 from client.prepare import prepare_site
 from common.flower_environment import flower_environment
 from common.study import Study, parse_study
@@ -24,12 +26,13 @@ from simulations.single_machine import read_sites
 
 MOST_S, MOST_GIB, MOST_NETWORK_S, TIMES_FASTER = 25.0, 2.0, 80.0, 3.0
 TIMEOUT_S = 3600.0
+OURS, OURS_OVER_PROCESSES = "ours, in one process, auto", "ours, network engine, auto"
 NO_AUGMENTATION = dict.fromkeys(
     ("flip_probability", "rotation_degrees", "scaling", "translation_mm", "intensity", "noise"), 0.0
 )
 
 
-def study_of_size(*, rounds: int, size: int, width: float) -> Study:
+def study_of_size(*, rounds: int, size: int, width: float, precision: str = "fp32") -> Study:
     """The study that all sides train."""
     values = {
         "name": "virtual",
@@ -38,7 +41,7 @@ def study_of_size(*, rounds: int, size: int, width: float) -> Study:
         "preprocessing": {"spacing_mm": [2.0] * 3, "size_voxels": [size] * 3, "crop": "lesion"},
         "model": {"width": width},
         "augmentation": NO_AUGMENTATION,
-        "training": {"learning_rate": 3e-4, "batch_size": 4, "local_epochs": 1},
+        "training": {"learning_rate": 3e-4, "batch_size": 4, "local_epochs": 1, "precision": precision},
         "participation": {"min_sites": 1, "round_timeout_s": 1800, "join_timeout_s": 600},
         "evaluation": {"min_pooled_sites": 1},
     }
@@ -46,13 +49,17 @@ def study_of_size(*, rounds: int, size: int, width: float) -> Study:
 
 
 def write_federation(folder: Path, study: Study, *, num_sites: int, patients: int) -> tuple[list[Path], list[Path]]:
-    """Write and prepare the hospitals; returns each one's site.yaml and the file that the other programs read."""
+    """Write and prepare the hospitals; returns each one's site.yaml and the file that the other programs read.
+
+    What a study measures of its device beforehand is measured as well.
+    """
     configs, files = [], []
     for number in range(num_sites):
         splits = [("train", patients // 2), ("validation", 1), ("test", 1)]
         path = write_made_up_hospital(folder, f"site-{number:02d}", splits=splits, seed=number)
         ((_, config),) = read_sites([path]).values()
         cohort = prepare_site(config, study)
+        measure_ahead(config, study, num_exams=cohort.splits["train"].num_exams)
         train, validation = cohort.splits["train"], cohort.splits["validation"]
         file = path.with_name("prepared.npz")
         np.savez(
@@ -87,10 +94,13 @@ def our_command(study: Path, configs: Sequence[Path], *, engine: str, out: Path,
 def measure(options: Options) -> BenchmarkResult:
     """Measure 4 sites with 24 training patients of 3 × 48³ in 5 rounds; far less if quick."""
     num_sites, patients, size, rounds, width = (2, 8, 16, 2, 0.25) if options.quick else (4, 24, 48, 5, 1.0)
-    study = study_of_size(rounds=rounds, size=size, width=width)
+    study = study_of_size(rounds=rounds, size=size, width=width, precision="auto")
     configs, files = write_federation(options.work / "hospitals", study, num_sites=num_sites, patients=patients)
-    path = options.work / "study.yaml"
-    path.write_text(yaml.safe_dump(study.model_dump(mode="json")), encoding="utf-8")
+    studies = {}
+    for precision in ("fp32", "auto"):
+        studies[precision] = options.work / f"study-{precision}.yaml"
+        values = study_of_size(rounds=rounds, size=size, width=width, precision=precision).model_dump(mode="json")
+        studies[precision].write_text(yaml.safe_dump(values), encoding="utf-8")
     numbers = iter(range(10**6))
 
     def run(command: Sequence[str]) -> Cost:
@@ -99,21 +109,25 @@ def measure(options: Options) -> BenchmarkResult:
         environment = flower_environment(os.environ, home=str(home), programs=str(Path(sys.executable).parent))
         return cost_of(command, environment=environment, log=options.work / "output.log", timeout_s=TIMEOUT_S)
 
-    def ours(engine: str) -> Callable[[], Cost]:
+    def ours(engine: str, precision: str) -> Callable[[], Cost]:
         def once() -> Cost:
             out = options.work / f"run-{engine}-{next(numbers)}"
-            return run(our_command(path, configs, engine=engine, out=out, workers=2))
+            return run(our_command(studies[precision], configs, engine=engine, out=out, workers=2))
 
         return once
 
     def other(module: str) -> Callable[[], Cost]:
-        command = [sys.executable, "-m", f"simulations.benchmark.{module}", str(path), *map(str, files)]
+        command = [sys.executable, "-m", f"simulations.benchmark.{module}", str(studies["fp32"]), *map(str, files)]
         return lambda: run(command)
 
-    sides = {"plain loop": other("plain_loop"), "ours, in one process": ours("in-process")}
+    sides = {
+        "plain loop": other("plain_loop"),
+        "ours, in one process, fp32": ours("in-process", "fp32"),
+        OURS: ours("in-process", "auto"),
+    }
     if find_spec("ray") is not None:
         sides["stock Flower app, simulation engine"] = other("flower_ray")
-    sides["ours, network engine"] = ours("network")
+    sides[OURS_OVER_PROCESSES] = ours("network", "auto")
     costs: dict[str, list[Cost]] = {name: [] for name in sides}
     for _ in range(1 if options.quick else options.repeats):
         for name, side in sides.items():
@@ -131,23 +145,23 @@ def _figures(costs: dict[str, list[Cost]], *, is_full: bool) -> list[Measurement
     """Targets are those of the full size alone."""
     seconds = {name: median(cost.seconds for cost in several) for name, several in costs.items()}
     gibibytes = {name: max(cost.peak_bytes for cost in several) / 2**30 for name, several in costs.items()}
-    most_s = {"ours, in one process": MOST_S, "ours, network engine": MOST_NETWORK_S} if is_full else {}
+    most_s = {OURS: MOST_S, OURS_OVER_PROCESSES: MOST_NETWORK_S} if is_full else {}
     figures = []
     for name, value in seconds.items():
         most = most_s.get(name)
         target = None if most is None else f"< {most:g} s"
         figures.append(Measurement(f"{name}, start to end", value, "s", target, None if most is None else value < most))
-        limit = f"< {MOST_GIB:g} GiB" if is_full and name == "ours, in one process" else None
+        limit = f"< {MOST_GIB:g} GiB" if is_full and name == OURS else None
         reached = None if limit is None else gibibytes[name] < MOST_GIB
         figures.append(Measurement(f"{name}, peak memory", gibibytes[name], "GiB", limit, reached))
     rivals = {name: value for name, value in seconds.items() if not name.startswith("ours")}
     fastest = min(rivals, key=lambda name: rivals[name])
-    ratio = rivals[fastest] / seconds["ours, in one process"]
+    ratio = rivals[fastest] / seconds[OURS]
     target = f">= {TIMES_FASTER:g} x" if is_full else None
     reached = None if target is None else ratio >= TIMES_FASTER
     return [
         *figures,
-        Measurement("ours, in one process, against the fastest other", ratio, "x", target, reached, fastest),
+        Measurement(f"{OURS}, against the fastest other", ratio, "x", target, reached, fastest),
     ]
 
 

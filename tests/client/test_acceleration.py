@@ -10,10 +10,12 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from client.acceleration import calibration
 from client.acceleration.calibration import StepChoice, StepChoices, fastest, measure, num_steps_of_run
 from client.acceleration.plan import PLAIN, StepPlan, possible_plans
+from client.acceleration.pooling import QuickPooling
 from client.acceleration.small_convolutions import SmallConvolutions, small_convolution
 from client.local_round import LocalRound
 from client.site_memory import SiteMemory
@@ -272,6 +274,21 @@ def test_short_run_and_fp32_measure_nothing(tmp_path: Path, monkeypatch: pytest.
     assert calls == []
 
 
+def test_what_was_measured_ahead_serves_a_short_run_and_every_site(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = counted(monkeypatch, StepPlan(fused=True))
+    short = study(local_epochs=1)
+
+    ahead = [StepChoices(tmp_path / site).choose(short, num_exams=8, device=CPU, however_short=True) for site in "ab"]
+    monkeypatch.setattr(calibration, "_known", {})
+    later = [StepChoices(tmp_path / site).choose(short, num_exams=8, device=CPU) for site in "ab"]
+
+    assert len(calls) == 1
+    assert ahead == later
+    assert later[1].plan == StepPlan(fused=True)
+
+
 def test_plan_that_fails_in_training_is_not_chosen_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counted(monkeypatch, StepPlan(fused=True))
     choices = StepChoices(tmp_path)
@@ -282,6 +299,50 @@ def test_plan_that_fails_in_training_is_not_chosen_again(tmp_path: Path, monkeyp
 
     assert again == choices.choose(study(), num_exams=8, device=CPU)
     assert (again.plan, again.dropped) == (PLAIN, {"fp32 fused": "training failed"})
+
+
+# --- pooling ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("extent", [1, 5, 12])
+def test_quick_pooling_gives_the_same_values_and_gradients(dtype: torch.dtype, extent: int) -> None:
+    # Values that repeat, so that which of several equal ones is the largest matters.
+    values = torch.randint(0, 4, (2, 3, extent, extent, extent), generator=torch.Generator().manual_seed(0)).to(dtype)
+    images = values.clone().requires_grad_(), values.clone().requires_grad_()
+    layer = nn.MaxPool3d(kernel_size=3, stride=2, padding=1)
+    layouts = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        layouts.append(output.is_contiguous())
+
+    layer.register_forward_hook(note)
+    expected = layer(images[0])
+    with QuickPooling():
+        found = layer(images[1])
+    pull = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    expected.backward(pull)
+    found.backward(pull)
+
+    assert torch.equal(found, expected)
+    assert torch.equal(images[1].grad, images[0].grad)  # type: ignore[arg-type]
+    assert layouts == [True, True]
+
+
+def test_quick_pooling_goes_by_way_of_channels_last_in_bfloat16_alone() -> None:
+    seen: list[bool] = []
+
+    class Seen(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is functional.max_pool3d:
+                seen.append(args[0].is_contiguous(memory_format=torch.channels_last_3d))
+            return func(*args, **(kwargs or {}))
+
+    for dtype in (torch.float32, torch.bfloat16):
+        with Seen(), QuickPooling():
+            nn.MaxPool3d(kernel_size=3, stride=2, padding=1)(torch.zeros(1, 4, 6, 6, 6, dtype=dtype))
+
+    assert seen == [False, True]
 
 
 # --- a round ----------------------------------------------------------------------------------------------------------
