@@ -16,6 +16,7 @@ from common.errors import ConfigError, GliornError
 from common.study import Study
 from server.initial_weights import require_weights
 from server.run_folder import RUN_NAME, RunFolder
+from simulations.compare.allowed import withheld_tests
 from simulations.display import RunWatcher, interval, progress_bar, result_table
 from simulations.faults import Fault, parse_fault
 from simulations.phantom_sites import PHANTOM_OPTIONS, hospital_names, phantom_sites, positive
@@ -59,6 +60,8 @@ def run_command(arguments: argparse.Namespace, console: Console) -> int:
         require_fitting(study, sites, engine=engine)
         require_faults_fit(faults, sites, engine=engine)
         _prepare(study, sites, console, workers)
+        for line in withheld_tests(study, {name: config for name, (_, config) in sites.items()}):
+            console.print(f"Warning: {line}", style="yellow")
         folder = open_run(out, study_text=study_yaml(study), sites=sites, engine=engine, initial_weights=weights)
     method = "FedAvg" if study.training.fedprox_mu == 0 else f"FedProx, mu {study.training.fedprox_mu:g}"
     console.print(f"{len(sites)} sites, {study.rounds} rounds, {method}, engine {engine}; run folder {folder.path}")

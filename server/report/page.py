@@ -278,7 +278,8 @@ def _test_part(record: Record, test: Evaluated, figures: EvaluationFigures) -> T
     pooled = figures.pooled
     bin_error = pooled.auc.bin_error
     return TestPart(
-        summary=_summary(figures, threshold="thresholds of the sites" if record.has_own_models else "threshold"),
+        summary=_summary(figures, threshold="thresholds of the sites" if record.has_own_models else "threshold")
+        + _norms_remark(record),
         heroes=shown,
         hero_notes=notes,
         certificate="" if bin_error is None else three(bin_error),
@@ -301,6 +302,21 @@ def _test_part(record: Record, test: Evaluated, figures: EvaluationFigures) -> T
         calibration=draw_calibration(pooled.calibration.tenths, confidence=figures.confidence),
         calibration_table=calibration_table(figures),
         three_aucs=three_aucs_table(figures),
+    )
+
+
+def _norms_remark(record: Record) -> str:
+    """What a pooled AUC compares where part of the model is another one at each site; nothing where all is shared."""
+    match record.study.model.norm:
+        case "fedbn":
+            own = "scale, shift and statistics of its normalisation layers"
+        case "silobn":
+            own = "statistics of its normalisation layers"
+        case _:
+            return ""
+    return (
+        f" Each site scores its patients with its own {own} in the shared model; pooled figures compare scores across "
+        "sites all the same, as one threshold for all of them does."
     )
 
 

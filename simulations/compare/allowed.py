@@ -39,6 +39,32 @@ def finest_allowed(base: Study, sites: Mapping[str, SiteConfig], *, is_own: bool
     return parse_study(yaml.safe_dump(values), origin="the study with the sites' bins")
 
 
+def withheld_tests(study: Study, sites: Mapping[str, SiteConfig]) -> list[str]:
+    """Which sites will withhold the counts of a study's test, and why, as lines for a person; none where all show them.
+
+    Args:
+        study: Of one run.
+        sites: By name.
+    """
+    lines = []
+    for name, config in sites.items():
+        small = _small_test(config, study)
+        if small is not None:
+            what = f"only {small[0][0]} {small[0][1]}" if small else "no test patients"
+            lines.append(
+                f"{name} will withhold the counts of its test: {what}, disclosure.min_cell {config.disclosure.min_cell}"
+            )
+    return lines
+
+
+def _small_test(config: SiteConfig, study: Study) -> list[tuple[int, str]] | None:
+    """Classes too small for a site to show its test, smallest first; empty without test patients, None if it shows."""
+    labels = {exam.patient_id: exam.label for exam in load_cohort(config, study).exams_of("test")}
+    counts = [sum(label == each for label in labels.values()) for each in range(len(CLASS_NAMES))]
+    small = [(n, CLASS_NAMES[label]) for label, n in enumerate(counts) if 0 < n < config.disclosure.min_cell]
+    return sorted(small) if small or not labels else None
+
+
 def withheld_folds(runs: Sequence[PlannedRun], sites: Mapping[str, SiteConfig]) -> list[str]:
     """What the sites will withhold of the folds' tests, as lines for a person; none where they show all.
 
@@ -52,20 +78,17 @@ def withheld_folds(runs: Sequence[PlannedRun], sites: Mapping[str, SiteConfig]) 
     withheld: dict[str, list[str]] = {}
     lines = []
     for name, config in sites.items():
-        least, fewest = config.disclosure.min_cell, None
+        fewest = None
         for run in runs:
-            cohort = load_cohort(config, run.study)
-            labels = {exam.patient_id: exam.label for exam in cohort.exams_of("test")}
-            counts = [sum(label == each for label in labels.values()) for each in (0, 1)]
-            small = [(count, CLASS_NAMES[label]) for label, count in enumerate(counts) if 0 < count < least]
-            if small or not labels:
+            small = _small_test(config, run.study)
+            if small is not None:
                 withheld.setdefault(name, []).append(run.name)
-                fewest = min([*small, fewest] if fewest else small, default=fewest)
+                fewest = min(small[0], fewest) if small and fewest else (small[0] if small else fewest)
         if name in withheld:
             what = "no test patients" if fewest is None else f"only {fewest[0]} {fewest[1]} in one of them"
             lines.append(
                 f"{name} will withhold the test counts of {len(withheld[name])} of {len(runs)} folds: {what}, "
-                f"disclosure.min_cell {least}"
+                f"disclosure.min_cell {config.disclosure.min_cell}"
             )
     if not lines:
         return []

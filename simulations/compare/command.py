@@ -337,6 +337,11 @@ def _remarks_on_methods(plan: Plan) -> list[str]:
             "at each hospital after the rounds, which the budget does not count."
         )
     own_norms = [arm for arm in NORMS_OF_SITES if arm in plan.arms]
+    if own_norms:
+        remarks.append(
+            f"{' and '.join(own_norms)}: each hospital scores with normalisation layers of its own in the shared "
+            "model, and the pooled AUC compares such scores across hospitals all the same."
+        )
     if own_norms and plan.base.model.norm == "group":
         remarks.append(
             f"{' and '.join(own_norms)}: batch norm in place of the base study's group norm, so the difference from "

@@ -100,3 +100,16 @@ def test_site_that_is_held_out_is_missing_in_no_round_and_said_to_be_tested_alon
     assert "All 3 sites took part in every one of the 2 rounds" in text
     assert "metz trained in none, as the study says, and answered in the test." in text
     assert "metz – held out: a site that does not train has no model of its own" in text
+
+
+@pytest.mark.parametrize(
+    ("norm", "said"),
+    [("group", ""), ("fedbn", "own scale, shift and statistics of"), ("silobn", "own statistics of")],
+)
+def test_what_a_pooled_figure_compares_is_said_where_normalisation_stays_at_its_site(
+    tmp_path: Path, norm: str, said: str
+) -> None:
+    page = report_of(write_invented_run(tmp_path / "run", SITES, rounds=1, model={"norm": norm, "width": 0.125}))
+
+    assert ("Each site scores its patients with its own" in page.text) == bool(said)
+    assert said in page.text

@@ -10,7 +10,7 @@ from common.errors import ConfigError
 from common.study import parse_study
 from server.method_studies import study_of_fold
 from simulations.cli import main
-from simulations.compare.allowed import finest_allowed, withheld_folds
+from simulations.compare.allowed import finest_allowed, withheld_folds, withheld_tests
 from simulations.compare.pooled_site import write_pooled_site
 from simulations.side_by_side import PlannedRun
 from tests.tiny_hospitals import study_text, write_tiny_hospital
@@ -72,6 +72,16 @@ def test_folds_that_every_site_shows_need_no_word(tmp_path: Path) -> None:
     paths = (hospital(tmp_path, "a"), hospital(tmp_path, "b"))
 
     assert withheld_folds(folds(3, paths), configs(*paths)) == []
+
+
+def test_site_that_will_withhold_its_test_is_named_with_the_count_that_decides(tmp_path: Path) -> None:
+    shown, hidden = hospital(tmp_path, "a"), hospital(tmp_path, "b", min_cell=3)
+    agreed = parse_study(study_text(split={"validation": 0.2, "test": 0.2}), origin="study")
+
+    (line,) = withheld_tests(agreed, configs(shown, hidden))
+
+    assert line == "b will withhold the counts of its test: only 1 necrosis, disclosure.min_cell 3"
+    assert withheld_tests(agreed, configs(shown)) == []
 
 
 def test_site_that_withholds_every_fold_is_named_where_the_others_suffice(tmp_path: Path) -> None:
