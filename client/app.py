@@ -37,8 +37,8 @@ from common.messages import (
     read_statistics_task,
     read_train_task,
     reply_records,
-    sizes_of_records,
 )
+from common.record_values import sizes_of_records
 from common.study import Study
 from common.tasks import (
     CompareTask,

@@ -4,16 +4,12 @@ What is read from a peer is checked here for presence, type and range; what it m
 """
 
 import json
-import math
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
-from flwr.app import Array as FlowerArray
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from pydantic import ValidationError
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from common.cohort_statistics import CohortStatistics
 from common.duplicates import BlindedPatients
@@ -21,14 +17,13 @@ from common.errors import ProtocolError
 from common.metrics.bins import MAX_BINS, Histogram, MarginBins
 from common.metrics.paired import DifferenceSums, SiteComparison
 from common.metrics.site_statistics import MAX_PATIENTS, SiteStatistics
-from common.model_state import Array, ModelState, in_c_order
+from common.model_state import Array
+from common.record_values import PROTOCOL, Values, array_record, lists_of_integers, read_arrays
 from common.study import Study
 from common.tasks import (
-    DAMAGES,
     SPLITS,
     CompareReply,
     CompareTask,
-    Damage,
     DescribeTask,
     DuplicatesReply,
     DuplicatesTask,
@@ -48,7 +43,6 @@ from common.tasks import (
 )
 from common.update_codec import CodedUpdate
 
-PROTOCOL = 2
 MESSAGE_TYPES = {
     DescribeTask: "query.describe",
     TrainTask: "train",
@@ -61,9 +55,6 @@ MESSAGE_TYPES = {
 
 PING_TYPE = "query.ping"
 """Message type of a ping, which asks nothing but an answer."""
-
-MAX_FAILURE_CODE = 40
-"""Longest code of a failure. Codes are constant names, so a longer text is refused."""
 
 _KEY_STATE, _KEY_TASK, _KEY_REPLY, _KEY_STATISTICS = "state", "task", "reply", "statistics"
 _KEY_CONTROL, _KEY_PERSONAL, _KEY_PERSONAL_STATISTICS = "control", "personal", "personal-statistics"
@@ -133,11 +124,11 @@ def task_records(
     if isinstance(task, DuplicatesTask) and task.patients is not None:
         records[_KEY_PATIENTS] = _patients_record(task.patients)
     if isinstance(task, TrainTask | EvaluateTask):
-        records[_KEY_STATE] = _array_record(task.state)
+        records[_KEY_STATE] = array_record(task.state)
     if isinstance(task, CompareTask) and task.pools is not None:
         records[_KEY_COMPARISON] = MetricRecord({**_histogram_lists(task.pools)})
     if isinstance(task, TrainTask) and task.control is not None:
-        records[_KEY_CONTROL] = _array_record(task.control)
+        records[_KEY_CONTROL] = array_record(task.control)
     return records
 
 
@@ -152,12 +143,12 @@ def read_describe_task(records: RecordDict) -> DescribeTask:
     Raises:
         ProtocolError: If a value is missing, of the wrong type or out of range.
     """
-    return DescribeTask(_Values(records, _KEY_TASK).study())
+    return DescribeTask(Values(records, _KEY_TASK).study())
 
 
 def read_train_task(records: RecordDict) -> TrainTask:
     """Read a task at a site; raises like `read_describe_task`."""
-    values = _Values(records, _KEY_TASK)
+    values = Values(records, _KEY_TASK)
     study = values.study()
     return TrainTask(
         study=study,
@@ -173,19 +164,19 @@ def read_train_task(records: RecordDict) -> TrainTask:
     )
 
 
-def _class_weights(values: "_Values") -> tuple[float, float]:
+def _class_weights(values: "Values") -> tuple[float, float]:
     weights = values.numbers("class-weights", length=2, low=0.0, high=1e6)
     return weights[0], weights[1]
 
 
-def _class_counts(values: "_Values") -> tuple[int, int]:
+def _class_counts(values: "Values") -> tuple[int, int]:
     counts = values.wholes("class-counts", length=2, low=0, high=_MAX_COUNT)
     return counts[0], counts[1]
 
 
 def read_evaluate_task(records: RecordDict) -> EvaluateTask:
     """Read a task at a site; raises like `read_describe_task`."""
-    values = _Values(records, _KEY_TASK)
+    values = Values(records, _KEY_TASK)
     study = values.study()
     return EvaluateTask(
         study=study,
@@ -203,7 +194,7 @@ def read_evaluate_task(records: RecordDict) -> EvaluateTask:
 
 def read_compare_task(records: RecordDict) -> CompareTask:
     """Read a task at a site; raises like `read_describe_task`."""
-    values = _Values(records, _KEY_TASK)
+    values = Values(records, _KEY_TASK)
     first, second = (
         ModelOfRun(
             run=values.text(f"{place}-run", pattern=_RUN),
@@ -220,17 +211,17 @@ def read_compare_task(records: RecordDict) -> CompareTask:
 
 def read_statistics_task(records: RecordDict) -> StatisticsTask:
     """Read a task at a site; raises like `read_describe_task`."""
-    return StatisticsTask(_Values(records, _KEY_TASK).study())
+    return StatisticsTask(Values(records, _KEY_TASK).study())
 
 
 def read_duplicates_task(records: RecordDict) -> DuplicatesTask:
     """Read a task at a site; raises like `read_describe_task`."""
-    values = _Values(records, _KEY_TASK)
+    values = Values(records, _KEY_TASK)
     patients = _read_patients(records) if _KEY_PATIENTS in records else None
     return DuplicatesTask(values.study(), values.text("run", pattern=_RUN), patients)
 
 
-def _threshold(values: "_Values", key: str) -> float | None:
+def _threshold(values: "Values", key: str) -> float | None:
     threshold = values.numbers(key, length=None, low=-np.inf, high=np.inf)
     if len(threshold) > 1:
         raise ProtocolError(f"{key} has {len(threshold)} values, expected none or one")
@@ -262,12 +253,12 @@ def reply_records(reply: Reply) -> RecordDict:
             }
             records = RecordDict({_KEY_REPLY: ConfigRecord(config)})
             if reply.state:
-                records[_KEY_STATE] = _array_record(reply.state)
+                records[_KEY_STATE] = array_record(reply.state)
             if reply.update is not None:
-                records[_KEY_UPDATE] = _array_record(reply.update.values)
-                records[_KEY_SCALES] = _array_record(reply.update.scales)
+                records[_KEY_UPDATE] = array_record(reply.update.values)
+                records[_KEY_SCALES] = array_record(reply.update.scales)
             if reply.control is not None:
-                records[_KEY_CONTROL] = _array_record(reply.control)
+                records[_KEY_CONTROL] = array_record(reply.control)
             return _with_statistics(records, reply.evaluation)
         case EvaluateReply():
             config = _evaluation_config(reply.evaluation) | {
@@ -314,7 +305,7 @@ def read_manifest(records: RecordDict) -> SiteManifest | Failure:
     Raises:
         ProtocolError: If a value is missing, of the wrong type or out of range.
     """
-    values = _Values(records, _KEY_REPLY)
+    values = Values(records, _KEY_REPLY)
     if (failure := values.failure()) is not None:
         return failure
     patients: dict[Split, tuple[int, int]] = {}
@@ -340,7 +331,7 @@ def read_train_reply(records: RecordDict, *, study: Study) -> TrainReply | Failu
 
     A coded update is read as it came: it takes the state that the site was sent to decode it.
     """
-    values = _Values(records, _KEY_REPLY)
+    values = Values(records, _KEY_REPLY)
     if (failure := values.failure()) is not None:
         return failure
     patients = values.wholes("num-patients", length=2, low=0, high=_MAX_COUNT)
@@ -368,13 +359,13 @@ def read_train_reply(records: RecordDict, *, study: Study) -> TrainReply | Failu
 
 def read_evaluate_reply(records: RecordDict, task: EvaluateTask) -> EvaluateReply | Failure:
     """Read a site's answer to an `EvaluateTask`; raises like `read_manifest`."""
-    values = _Values(records, _KEY_REPLY)
+    values = Values(records, _KEY_REPLY)
     if (failure := values.failure()) is not None:
         return failure
     study, is_test = task.study, task.split == "test"
     personal, personal_choice = None, None
     if study.personalization.method != "none" and _KEY_PERSONAL in records:  # a site held out has no model of its own
-        own = _Values(records, _KEY_PERSONAL)
+        own = Values(records, _KEY_PERSONAL)
         personal_choice = _read_choice(own, study) if is_test else None
         personal = _read_evaluation(
             records,
@@ -398,7 +389,7 @@ def read_evaluate_reply(records: RecordDict, task: EvaluateTask) -> EvaluateRepl
 
 def read_compare_reply(records: RecordDict, task: CompareTask) -> CompareReply | Failure:
     """Read a site's answer to a `CompareTask`; raises like `read_manifest`."""
-    values = _Values(records, _KEY_REPLY)
+    values = Values(records, _KEY_REPLY)
     if (failure := values.failure()) is not None:
         return failure
     withheld = values.choice("withheld", ("", "min_cell", "no_patients", "other_pools"))
@@ -424,7 +415,7 @@ def read_compare_reply(records: RecordDict, task: CompareTask) -> CompareReply |
 
 def read_statistics_reply(records: RecordDict, task: StatisticsTask) -> StatisticsReply | Failure:
     """Read a site's answer to a `StatisticsTask`; raises like `read_manifest`."""
-    values = _Values(records, _KEY_REPLY)
+    values = Values(records, _KEY_REPLY)
     if (failure := values.failure()) is not None:
         return failure
     withheld = values.choice("withheld", ("", "min_cell"))
@@ -433,7 +424,7 @@ def read_statistics_reply(records: RecordDict, task: StatisticsTask) -> Statisti
         record = records.get(_KEY_COHORT)
         if not isinstance(record, MetricRecord):
             raise ProtocolError("the reply holds no statistics and does not say that they are withheld")
-        statistics = CohortStatistics.from_integers(_lists_of_integers(record), task.study.sequences)
+        statistics = CohortStatistics.from_integers(lists_of_integers(record), task.study.sequences)
     return StatisticsReply(
         study_digest=values.text("study-digest", pattern=r"[0-9a-f]{64}"), withheld=withheld, statistics=statistics
     )
@@ -452,7 +443,7 @@ def _cohort_reply_records(reply: StatisticsReply | DuplicatesReply) -> RecordDic
 
 def read_duplicates_reply(records: RecordDict) -> DuplicatesReply | Failure:
     """Read a site's answer to a `DuplicatesTask`; raises like `read_manifest`."""
-    values = _Values(records, _KEY_REPLY)
+    values = Values(records, _KEY_REPLY)
     if (failure := values.failure()) is not None:
         return failure
     return DuplicatesReply(
@@ -475,40 +466,6 @@ def _read_patients(records: RecordDict) -> tuple[BlindedPatients, ...]:
             raise ProtocolError("blinded patients must be lists of bytes")
         read.append(BlindedPatients.from_groups(cast(list[bytes], groups)))
     return tuple(read)
-
-
-def sizes_of_records(records: RecordDict) -> dict[str, dict[str, int]]:
-    """For each part of a message its size: "arrays" and "bytes", or "values"."""
-    sizes = {}
-    for name, record in records.items():
-        if isinstance(record, ArrayRecord):
-            sizes[name] = {"arrays": len(record), "bytes": sum(len(array.data) for array in record.values())}
-        else:
-            values = [len(value) if isinstance(value, list) else 1 for value in record.values()]
-            sizes[name] = {"values": sum(values)}
-    return sizes
-
-
-def content_bytes(records: RecordDict) -> int:
-    """Bytes of what a message says: arrays as they travel, 8 for each number, and texts; without Flower's framing."""
-    size = 0
-    for record in records.values():
-        for value in record.values():
-            items = value if isinstance(value, list) else [value]
-            size += sum(_bytes_of(item) for item in items)
-    return size
-
-
-def _bytes_of(value: object) -> int:
-    match value:
-        case FlowerArray():
-            return len(value.data)
-        case str():
-            return len(value.encode())
-        case bytes():
-            return len(value)
-        case _:
-            return 8
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -548,7 +505,7 @@ def _choice_config(choice: OwnChoice | None) -> dict[str, Any]:
     return {"chosen-round": choice.round, "chosen-threshold": threshold, "no-threshold": choice.reason}
 
 
-def _read_choice(values: "_Values", study: Study) -> OwnChoice:
+def _read_choice(values: "Values", study: Study) -> OwnChoice:
     choice = OwnChoice(
         round=values.whole("chosen-round", low=0, high=study.rounds),
         threshold=_threshold(values, "chosen-threshold"),
@@ -567,7 +524,7 @@ def _with_statistics(records: RecordDict, evaluation: Evaluation, *, key: str = 
 
 
 def _read_evaluation(
-    records: RecordDict, values: "_Values", *, study: Study, has_threshold: bool, key: str = _KEY_STATISTICS
+    records: RecordDict, values: "Values", *, study: Study, has_threshold: bool, key: str = _KEY_STATISTICS
 ) -> Evaluation:
     withheld = values.choice("withheld", ("", "min_cell", "no_patients"))
     statistics = None
@@ -575,7 +532,7 @@ def _read_evaluation(
         record = records.get(key)
         if not isinstance(record, MetricRecord):
             raise ProtocolError("the reply holds no statistics and does not say that they are withheld")
-        integers = _lists_of_integers(record)
+        integers = lists_of_integers(record)
         statistics = SiteStatistics.from_integers(integers, bins=bins_of(study), has_threshold=has_threshold)
     return Evaluation(
         split=values.choice("split", ("validation", "test")),
@@ -583,15 +540,6 @@ def _read_evaluation(
         withheld=withheld,
         cohort_digest=values.text("cohort", pattern=r"[0-9a-f]{64}"),
     )
-
-
-def _lists_of_integers(record: MetricRecord) -> dict[str, list[int]]:
-    integers = {}
-    for name, numbers in record.items():
-        if not (isinstance(numbers, list) and all(type(number) is int for number in numbers)):
-            raise ProtocolError(f"statistics {name[:80]!r} must be a list of whole numbers")
-        integers[name] = cast(list[int], numbers)
-    return integers
 
 
 def _histogram_lists(histograms: tuple[Histogram, Histogram]) -> dict[str, list[int]]:
@@ -634,154 +582,5 @@ def _read_site_comparison(lists: Mapping[str, list[int]], own: DifferenceSums | 
     return site
 
 
-def _array_record(state: ModelState) -> ArrayRecord:
-    return ArrayRecord({name: FlowerArray(in_c_order(state[name])) for name in sorted(state)})
-
-
 def _read_arrays(records: RecordDict, *, key: str = _KEY_STATE) -> dict[str, Array]:
-    record = records.get(key)
-    if not isinstance(record, ArrayRecord) or not record:
-        raise ProtocolError(
-            f"the message holds no {_ARRAYS_IN_WORDS[key]}; both sides need the same version of this program"
-        )
-    state = {}
-    for name, array in record.items():
-        try:
-            state[name] = _read_array(array)
-        except ValueError as error:
-            what = _ARRAYS_IN_WORDS[key]
-            raise ProtocolError(f"array {name[:80]!r} of the {what} is unreadable: {error}") from None
-    return state
-
-
-_NPY = re.compile(
-    rb"\x93NUMPY\x01\x00(?s:..)\{'descr': '([<|](?:f[248]|[iu][1248]))', 'fortran_order': (False|True), "
-    rb"'shape': \(([0-9, ]{0,100})\), \} *\n"
-)
-"""The beginning of a NumPy file of numbers, version 1.0, as NumPy writes it."""
-
-
-def _read_array(array: FlowerArray) -> Array:
-    """The array in a NumPy file, as Flower packs it; read-only, without a copy.
-
-    NumPy's own reader trusts the header: one that promises a milliard numbers takes their memory before it finds out,
-    and one that is no Python expression ends in an error of the tokenizer.
-
-    Raises:
-        ValueError: If the bytes are not exactly one array of numbers.
-    """
-    header = _NPY.match(array.data) if array.stype == "numpy.ndarray" else None
-    if header is None:
-        raise ValueError("it does not begin like an array of numbers")
-    dtype = np.dtype(header[1].decode())
-    shape = tuple(int(length) for length in header[3].split(b",") if length.strip())
-    count, start = math.prod(shape), header.end()
-    if count * dtype.itemsize != len(array.data) - start:
-        raise ValueError(f"{len(array.data) - start} bytes of numbers do not fit its shape and type")
-    return np.frombuffer(array.data, dtype, count, start).reshape(shape, order="F" if header[2] == b"True" else "C")
-
-
-class _Values:
-    """The values of one configuration record, each asked for with the type and range it must have."""
-
-    def __init__(self, records: RecordDict, key: str) -> None:
-        record = records.get(key)
-        if not isinstance(record, ConfigRecord):
-            raise ProtocolError(f"the message has no {key!r} part; both sides need the same version of this program")
-        self._record: Mapping[str, object] = record
-        protocol = record.get("protocol")
-        if type(protocol) is not int or protocol != PROTOCOL:
-            found = protocol if type(protocol) is int else type(protocol).__name__
-            raise ProtocolError(
-                f"the message is of protocol {found}, this program speaks {PROTOCOL}; "
-                "install the same version on both sides"
-            )
-
-    def failure(self) -> Failure | None:
-        if "failure" not in self._record:
-            return None
-        return Failure(self.text("failure", pattern=rf"[a-z][a-z_]{{0,{MAX_FAILURE_CODE - 1}}}"))
-
-    def study(self) -> Study:
-        try:
-            return Study.model_validate_json(self._get("study", str))
-        except ValidationError as error:
-            raise ProtocolError(
-                f"the study in the message has {error.error_count()} faults; "
-                "both sides need the same version of this program"
-            ) from None
-
-    def _get(self, key: str, kind: type[_T]) -> _T:
-        if key not in self._record:
-            raise ProtocolError(f"{key!r} is missing; both sides need the same version of this program")
-        value = self._record[key]
-        if type(value) is not kind:
-            raise ProtocolError(f"{key!r} must be of type {kind.__name__}, got {type(value).__name__}")
-        return value
-
-    def text(self, key: str, *, pattern: str) -> str:
-        value = self._get(key, str)
-        if not re.fullmatch(pattern, value):
-            raise ProtocolError(f"{key!r} does not have the form {pattern}")
-        return value
-
-    def choice(self, key: str, choices: tuple[Any, ...]) -> Any:
-        value = self._get(key, str)
-        if value not in choices:
-            raise ProtocolError(f"{key!r} must be one of {', '.join(map(repr, choices))}")
-        return value
-
-    def whole(self, key: str, *, low: int, high: int) -> int:
-        return _in_range(key, self._get(key, int), low, high)
-
-    def number(self, key: str, *, low: float, high: float) -> float:
-        return _in_range(key, self._get(key, float), low, high)
-
-    def wholes(self, key: str, *, length: int, low: int, high: int) -> list[int]:
-        values = self._get(key, list)
-        if len(values) != length or not all(type(value) is int for value in values):
-            raise ProtocolError(f"{key!r} must be {length} whole numbers")
-        return [_in_range(key, value, low, high) for value in values]
-
-    def numbers(self, key: str, *, length: int | None, low: float, high: float) -> list[float]:
-        values = self._get(key, list)
-        if length not in (None, len(values)) or not all(type(value) is float for value in values):
-            raise ProtocolError(f"{key!r} must be {'' if length is None else length} numbers")
-        return [_in_range(key, value, low, high) for value in values]
-
-    def damaged(self) -> tuple[Damage, ...]:
-        names = self._get("damaged", list)
-        if len(names) > len(DAMAGES) or not all(name in DAMAGES for name in names):
-            raise ProtocolError(f"'damaged' must be some of {', '.join(DAMAGES)}")
-        return tuple(cast(list[Damage], names))
-
-    def named_counts(self, key: str) -> dict[str, int]:
-        values = self._named(key)
-        if not all(type(value) is int and 0 <= value <= _MAX_COUNT for value in values.values()):
-            raise ProtocolError(f"{key!r} must be counts by name")
-        return cast(dict[str, int], values)
-
-    def named_texts(self, key: str) -> dict[str, str]:
-        values = self._named(key)
-        if not all(isinstance(value, str) and re.fullmatch(_SHORT_TEXT, value) for value in values.values()):
-            raise ProtocolError(f"{key!r} must be short texts by name")
-        return cast(dict[str, str], values)
-
-    def _named(self, key: str) -> dict[str, object]:
-        try:
-            values = json.loads(self._get(key, str))
-        except (ValueError, RecursionError):
-            raise ProtocolError(f"{key!r} is not readable as JSON") from None
-        if (
-            not isinstance(values, dict)
-            or len(values) > 100
-            or not all(re.fullmatch(_SHORT_TEXT, name) for name in values)
-        ):
-            raise ProtocolError(f"{key!r} must be a short list of names and values")
-        return values
-
-
-def _in_range(key: str, value: _T, low: float, high: float) -> _T:
-    if not low <= cast(float, value) <= high:  # NaN fails this too
-        raise ProtocolError(f"{key!r} is {value!r}, expected {low} to {high}")
-    return value
+    return read_arrays(records, key=key, what=_ARRAYS_IN_WORDS[key])

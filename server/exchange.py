@@ -19,7 +19,8 @@ from flwr.serverapp import Grid
 
 from common.bundle import read_refusal
 from common.flower_private import NodeInfo
-from common.messages import PING_TYPE, content_bytes, ping_records
+from common.messages import PING_TYPE, ping_records
+from common.record_values import content_bytes
 from server.flower_private import UnreadableReplyError
 from server.patient_grid import PatientGrid, Pull
 

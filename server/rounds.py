@@ -9,8 +9,9 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from common.errors import ProtocolError
-from common.messages import MESSAGE_TYPES, content_bytes, read_train_reply, task_records
+from common.messages import MESSAGE_TYPES, read_train_reply, task_records
 from common.model_state import ModelState, encode_state
+from common.record_values import content_bytes
 from common.study import Study
 from common.tasks import Evaluation, Failure, SiteManifest, TrainReply, TrainTask
 from common.update_codec import decode_update
