@@ -1,6 +1,6 @@
 """The values that the parts of a message are made of, read with the type and range they must have.
 
-What the values mean is not known here; see `common.messages`.
+But for the few keys that several messages share, what the values mean is not known here; see `common.messages`.
 """
 
 import json

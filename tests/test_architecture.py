@@ -85,7 +85,20 @@ def test_only_one_file_knows_the_keys_of_flower_s_records() -> None:
         & {node.id for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Name)}
     }
 
-    assert users == {"common/messages.py"}
+    assert users == {"common/messages.py", "common/record_values.py"}
+
+
+def test_nobody_else_reads_the_values_of_a_record() -> None:
+    names = {
+        str(path.relative_to(ROOT)): {alias.name for alias in node.names}
+        for room in ("common", "client", "server")
+        for path in sources(room)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module == "common.record_values"
+    }
+
+    assert "Values" in names.pop("common/messages.py")
+    assert set().union(*names.values()) == {"content_bytes", "sizes_of_records"}
 
 
 FLOWER_S_PUBLIC_INTERFACE = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.simulation"}
