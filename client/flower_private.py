@@ -15,7 +15,6 @@ from typing import Any, NoReturn, Protocol
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Context, Error, Message
-from flwr.clientapp import ClientApp
 
 LONGEST_REASON = 200
 """Longest text about an error that leaves a site."""
@@ -322,7 +321,12 @@ class ToldError(Exception):
     """Its text is the whole of what the coordinator is told."""
 
 
-def run_clientapp(arguments: Sequence[str], *, check: Callable[[bytes], None], load: Callable[[], ClientApp]) -> None:
+def run_clientapp(
+    arguments: Sequence[str],
+    *,
+    check: Callable[[bytes], None],
+    load: Callable[[], Callable[[Message, Context], Message]],
+) -> None:
     """Run one task as `flwr-clientapp` does, with the installed ClientApp and without unpacking the app bundle.
 
     Of an exception the coordinator is told the text if it is an `ToldError`, and otherwise only its type and place.
@@ -357,7 +361,7 @@ def run_clientapp(arguments: Sequence[str], *, check: Callable[[bytes], None], l
     flwr_clientapp()
 
 
-def _without_run_settings(app: ClientApp) -> Callable[..., Message]:
+def _without_run_settings(app: Callable[[Message, Context], Message]) -> Callable[..., Message]:
     """The app, but it never sees what the coordinator set for the run: a site acts on its own settings."""
 
     def answer(message: Message, context: Context) -> Message:

@@ -25,6 +25,7 @@ from common.flower_environment import LOOPBACK, flower_environment
 LOG_BYTES = 5 * 2**20
 LOGS_KEPT = 2
 
+CHUNK_VARIABLE = "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE"
 SMALL_CHUNK_BYTES = 2**20
 """Size of the pieces in which model states travel. Flower gives each 30 s, so that its own 5 MB fail for ever on an
 uplink below 1.4 Mbit/s."""
@@ -77,7 +78,7 @@ class FlowerCommands:
         """See `Commands`. No proxy is used between the programs of this machine."""
         programs = f"{self.kit.guard}:{Path(sys.executable).parent}"
         return flower_environment(self.base, home=str(self.kit.flower_home), programs=programs) | {
-            "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(SMALL_CHUNK_BYTES),
+            CHUNK_VARIABLE: self.base.get(CHUNK_VARIABLE, str(SMALL_CHUNK_BYTES)),
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": self.base.get("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", LOOK_FOR_TASKS_S),
             JOURNAL_VARIABLE: str(self.kit.journal),
             TASK_LOCK_VARIABLE: str(self.kit.task_lock),

@@ -11,12 +11,16 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from client.journal import JOURNAL_VARIABLE, Entry, append
 from client.processes import ProcessLock, end_with_parent, name_process
+
+if TYPE_CHECKING:
+    from flwr.app import Context, Message
 
 log = logging.getLogger(__name__)
 
@@ -71,16 +75,30 @@ def answer_task(arguments: Sequence[str]) -> None:
     if lock_path:
         lock = ProcessLock(Path(lock_path))
         lock.take(wait=True)  # until this process ends: by it the SuperNode sees that its ClientApp is alive
-    from flwr.clientapp import ClientApp
+    from flwr.app import Context, Message
 
     from client.flower_private import run_clientapp
 
-    def load() -> ClientApp:
+    def load() -> Callable[[Message, Context], Message]:
         from client.app import app
 
-        return app
+        return with_packed_arrays(app)
 
     run_clientapp(arguments, check=require_installed_bundle, load=load)
+
+
+def with_packed_arrays(app: "Callable[[Message, Context], Message]") -> "Callable[[Message, Context], Message]":
+    """The app for a run over the network, in which small arrays travel together."""
+    from common.packing import pack, unpack
+
+    def answer(message: "Message", context: "Context") -> "Message":
+        message.content = unpack(message.content)
+        reply = app(message, context)
+        if reply.has_content():
+            reply.content = pack(reply.content)
+        return reply
+
+    return answer
 
 
 def require_installed_bundle(bundle: bytes) -> None:

@@ -143,13 +143,20 @@ def _decoded(message: _Call, body: bytes) -> _Call:
 # --- how a ServerApp is started ---------------------------------------------------------------------------------------
 
 
-def run_serverapp(arguments: Sequence[str], *, check: Callable[[bytes], None], load: Callable[[], ServerApp]) -> None:
+def run_serverapp(
+    arguments: Sequence[str],
+    *,
+    check: Callable[[bytes], None],
+    load: Callable[[], ServerApp],
+    through: Callable[[Grid], Grid] = lambda grid: grid,
+) -> None:
     """Carry one run as `flwr-serverapp` does, with the installed ServerApp and without unpacking the app bundle.
 
     Args:
         arguments: Those of `flwr-serverapp`.
         check: Given the bundle; raises if it is not to be obeyed, and the run then fails.
         load: Gives the ServerApp that carries the run.
+        through: Given Flower's Grid, gives the one that the ServerApp speaks through.
 
     Raises:
         ImportError: If Flower is not made as this takes it for granted; says what is missing.
@@ -175,7 +182,7 @@ def run_serverapp(arguments: Sequence[str], *, check: Callable[[bytes], None], l
 
     def run_installed(*, grid: Grid, context: Context, **names: Any) -> Any:
         assert run is not None
-        return run(grid=grid, context=context, server_app_dir="", loaded_server_app=load())
+        return run(grid=through(grid), context=context, server_app_dir="", loaded_server_app=load())
 
     changed: dict[str, Callable[..., Any]] = {
         "install_from_fab": only_check,

@@ -64,13 +64,14 @@ def main(arguments: Sequence[str]) -> None:
     from flwr.serverapp import ServerApp
 
     from server.flower_private import run_serverapp
+    from server.packed_grid import PackedGrid
 
     def load() -> ServerApp:
         from server.app import app
 
         return app
 
-    run_serverapp(arguments, check=require_installed_bundle, load=load)
+    run_serverapp(arguments, check=require_installed_bundle, load=load, through=PackedGrid)
 
 
 def require_installed_bundle(bundle: bytes) -> None:

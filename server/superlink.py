@@ -32,6 +32,9 @@ CONNECTION = "federation"
 """What Flower's command line calls the SuperLink."""
 
 LIFETIME, LEAST_LIFETIME = timedelta(days=3650), timedelta(days=365)
+_IN_MEMORY = ":flwr-in-memory:"
+"""What Flower (1.41) calls a SuperLink's memory that is no database."""
+
 CLI_TIMEOUT_S = 120.0
 KEY_IN_USE, NODE_NOT_FOUND = "[code: 23]", "[code: 24]"
 """What Flower 1.41 writes of its error codes (`flwr/supercore/error/base.py`)."""
@@ -63,13 +66,23 @@ class SuperLink:
         port: Where it listens on the loopback address.
         runs: Folder of the runs that its ServerApps carry.
         meanwhile: Called several times a second while Flower's command line works; what it raises ends that command.
+        in_memory: Whether it has no database and so remembers nothing once it ends; then every message costs less.
     """
 
-    def __init__(self, folder: Path, *, port: int, runs: Path, meanwhile: Callable[[], None] = _nothing) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        port: int,
+        runs: Path,
+        meanwhile: Callable[[], None] = _nothing,
+        in_memory: bool = False,
+    ) -> None:
         self.folder = folder.resolve()
         self.port = port
         self.runs = runs.resolve()
         self._meanwhile = meanwhile
+        self._in_memory = in_memory
 
     @property
     def address(self) -> str:
@@ -83,7 +96,7 @@ class SuperLink:
 
     @property
     def database(self) -> Path:
-        """What the SuperLink remembers of keys, runs and messages."""
+        """What the SuperLink remembers of keys, runs and messages, unless it remembers nothing."""
         return self.folder / "state.db"
 
     @property
@@ -134,7 +147,7 @@ class SuperLink:
             *("--ssl-ca-certfile", str(self.authority)),
             *("--ssl-certfile", str(tls / "server.crt"), "--ssl-keyfile", str(tls / "server.key")),
             *("--isolation", "process", "--superexec-auth-secret-file", str(self._secret)),
-            *("--enable-supernode-auth", "--database", str(self.database)),
+            *("--enable-supernode-auth", "--database", _IN_MEMORY if self._in_memory else str(self.database)),
             "--disable-runtime-dependency-installation",
         ]
 

@@ -54,6 +54,7 @@ from common.messages import (
     reply_records,
 )
 from common.metrics.site_statistics import SiteStatistics
+from common.packing import unpack
 from common.study import Study
 from common.tasks import DescribeTask, EvaluateReply, EvaluateTask, Evaluation, SiteManifest, TrainReply, TrainTask
 
@@ -187,6 +188,7 @@ class FleetSite:
         message = inflate_object_from_contents(metadata.message_id, contents)
         assert isinstance(message, Message)
         message.metadata.__dict__["_message_id"] = metadata.message_id
+        message.content = unpack(message.content)
         return message
 
     def _fetch_object(self, run_id: int, tree: ObjectTree) -> bytes:

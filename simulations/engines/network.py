@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from client.config import ServerSpec, read_site_config
-from client.flower_programs import FlowerCommands, FlowerPrograms
+from client.flower_programs import CHUNK_VARIABLE, FlowerCommands, FlowerPrograms
 from client.kit import kit_of
 from server.locks import is_held
 from server.processes import free_ports, stop_group
@@ -33,6 +33,9 @@ MAX_ENDS, PAUSE_AFTER_END_S = 20, 5.0
 POLL_INTERVAL_S = "0.2"
 """How often Flower's programs look for work; its own default is a second."""
 
+CHUNK_BYTES = str(16 * 2**20)
+"""Size of the pieces in which states travel; on loopback each costs a call and nothing else."""
+
 
 def run_network(launch: Launch) -> None:
     """Carry a run over real processes; returns when Flower says that the run has ended.
@@ -45,7 +48,8 @@ def run_network(launch: Launch) -> None:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gliorn-")))
         log = stack.enter_context((launch.folder.path / "engine.log").open("ab"))
         (port,) = free_ports(1)
-        link = SuperLink(home / "superlink", port=port, runs=launch.folder.path.parent)
+        # A run whose SuperLink ends goes on from its checkpoint, with another one.
+        link = SuperLink(home / "superlink", port=port, runs=launch.folder.path.parent, in_memory=True)
         link.prepare(now=datetime.now(UTC))
         environment = _quick(link.environment(os.environ))
         superlink = stack.enter_context(_process(link.superlink_command(), environment, log))
@@ -205,4 +209,4 @@ def _wait_until_listening(link: SuperLink, process: "subprocess.Popen[bytes]", l
 
 
 def _quick(environment: Mapping[str, str]) -> dict[str, str]:
-    return dict(environment) | {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": POLL_INTERVAL_S}
+    return dict(environment) | {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": POLL_INTERVAL_S, CHUNK_VARIABLE: CHUNK_BYTES}

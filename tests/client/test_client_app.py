@@ -95,8 +95,8 @@ def test_site_answers_all_three_questions(hospital: Path) -> None:
     "content",
     [
         pytest.param(RecordDict(), id="nothing"),
-        pytest.param(RecordDict({"task": ConfigRecord({"protocol": 1, "study": "{}"})}), id="no study"),
-        pytest.param(RecordDict({"task": ConfigRecord({"protocol": 2})}), id="another protocol"),
+        pytest.param(RecordDict({"task": ConfigRecord({"protocol": 3})}), id="no study"),
+        pytest.param(RecordDict({"task": ConfigRecord({"protocol": 99, "study": "{}"})}), id="another protocol"),
     ],
 )
 def test_message_that_is_no_task_is_answered_with_a_code(

@@ -407,7 +407,7 @@ def test_a_second_run_of_the_same_name_finds_nothing_of_the_first_at_a_site(
     sites: dict[str, Path], tmp_path: Path
 ) -> None:
     def is_away(message: Message, answer: Answer) -> Message:
-        return Message(RecordDict({"reply": ConfigRecord({"protocol": 2, "failure": "internal"})}), reply_to=message)
+        return Message(RecordDict({"reply": ConfigRecord({"protocol": 3, "failure": "internal"})}), reply_to=message)
 
     text = study_text(rounds=2, personalization={"method": "ditto"}, participation={"min_sites": 2})
     run_federation(tmp_path / "first" / "run", text, sites)
