@@ -1,7 +1,7 @@
 """What a round adds to the sites' own computation: the network engine beside a plain Flower app, and in one process.
 
-Both deployments run on loopback with TLS, authenticated SuperNodes and SQLite, and send a ResNet10 of 57.6 MB to each
-site and back. The plain app has FedAvg with its two messages a round and Flower's own subprocess isolation.
+Both deployments run on loopback with TLS and authenticated SuperNodes, and send a ResNet10 of 57.6 MB to each site and
+back. The plain app has FedAvg with its two messages a round, SQLite, and Flower's own subprocess isolation.
 """
 
 import json
