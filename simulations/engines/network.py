@@ -56,11 +56,10 @@ def run_network(launch: Launch) -> None:
         stack.enter_context(_process(link.superexec_command(), environment, log))
         try:
             _wait_until_listening(link, superlink, Path(log.name))
-            keys = {name: _registered_key(link, home / "pki" / name, name) for name in launch.sites}
-            programs = [
-                stack.enter_context(_programs(name, path, keys[name], link, log=Path(log.name)))
-                for name, path in launch.sites.items()
-            ]
+            programs = []
+            for name, path in launch.sites.items():  # while one is registered, the one before imports what it needs
+                key = _registered_key(link, home / "pki" / name, name)
+                programs.append(stack.enter_context(_programs(name, path, key, link, log=Path(log.name))))
             _carry(link, launch.folder, superlink, programs, Path(log.name))
         except SuperLinkError as error:
             raise EngineError(f"{error}; see {log.name}") from None
