@@ -26,6 +26,7 @@ from common.messages import (
 )
 from common.metrics.site_statistics import SiteStatistics
 from common.model_state import Array, state_digest
+from common.record_values import PROTOCOL
 from common.study import parse_study
 from common.tasks import (
     DescribeTask,
@@ -244,9 +245,13 @@ def test_missing_part_of_a_message_is_named(records: RecordDict, reader: Reader)
 
 
 @pytest.mark.parametrize(("records", "reader"), MESSAGES.values(), ids=MESSAGES)
-@pytest.mark.parametrize("protocol", [0, 1, 3, True, 2.0, "2", b"2" * 10_000], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "protocol",
+    [0, PROTOCOL - 1, PROTOCOL + 1, True, float(PROTOCOL), str(PROTOCOL), b"2" * 10_000],
+    ids=lambda value: type(value).__name__,
+)
 def test_another_protocol_is_refused_in_few_words(records: RecordDict, reader: Reader, protocol: Any) -> None:
-    with pytest.raises(ProtocolError, match="this program speaks 2; install the same version") as caught:
+    with pytest.raises(ProtocolError, match=f"this program speaks {PROTOCOL}; install the same version") as caught:
         reader(changed(records, protocol=protocol))
 
     assert len(str(caught.value)) < 200

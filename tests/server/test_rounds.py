@@ -12,6 +12,7 @@ from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from common.model_state import non_finite_entry
+from common.record_values import PROTOCOL
 from common.study import parse_study
 from common.tasks import SiteManifest
 from server.rounds import class_counts, class_weights
@@ -125,7 +126,7 @@ REFUSED: dict[str, tuple[Act, str]] = {
     "another cohort": (with_values(cohort="0" * 64), "the validation patients are not those registered"),
     "another split": (with_values(split="test"), "evaluated the test patients, expected validation"),
     "loss without end": (with_values(train_loss=float("inf")), "'train-loss' is inf"),
-    "garbage": (with_garbage, "the message is of protocol list, this program speaks 2"),
+    "garbage": (with_garbage, f"the message is of protocol list, this program speaks {PROTOCOL}"),
     "nothing": (with_nothing, "the message has no 'reply' part"),
     "counts at odds": (with_statistics(num_patients=[3, 4]), "histogram_necrosis does not add up to its num_patients"),
     "counts of others": (with_more_validation_patients, "counted (30, 30) validation patients, registered (3, 3)"),
