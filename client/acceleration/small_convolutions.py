@@ -71,7 +71,8 @@ def small_convolution(
         stride, zeros = strides[axis], padding[axis]
         size = (extent + 2 * zeros - kernel) // stride + 1
         first, last = max(0, zeros - (size - 1) * stride), min(kernel - 1, extent - 1 + zeros)
-        weight = weight.narrow(2 + axis, first, last - first + 1)
+        if last - first + 1 < kernel:  # else its gradient would be copied into zeros of its size, which is slow
+            weight = weight.narrow(2 + axis, first, last - first + 1)
         before = zeros - first
         pads = [before, (size - 1) * stride + last - first + 1 - extent - before, *pads]  # `pad` begins at the last
         sizes.append(size)
