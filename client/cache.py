@@ -82,9 +82,15 @@ class ExamCache:
             )
         return secret
 
-    def _stored(self, stage: Stage, key: str) -> bytes | None:
+    def has(self, stage: Stage, key: str) -> bool:
+        """Whether there is an entry, sound or not."""
+        return self._path(stage, key).exists()
+
+    def _stored(self, stage: Stage, key: str) -> tuple[bytes, bytes] | None:
+        """Digest and data of an entry."""
         try:
-            return self._path(stage, key).read_bytes()
+            with self._path(stage, key).open("rb") as file:
+                return file.read(_DIGEST_BYTES), file.read()
         except FileNotFoundError:
             return None
 
@@ -93,11 +99,13 @@ class ExamCache:
 
 
 def _digest(key: str, data: bytes) -> bytes:
-    return hashlib.sha256(key.encode() + data).digest()
+    digest = hashlib.sha256(key.encode())
+    digest.update(data)  # which is large, and is not copied so
+    return digest.digest()
 
 
-def _decoded(stored: bytes, key: str) -> Arrays | None:
-    digest, data = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
+def _decoded(stored: tuple[bytes, bytes], key: str) -> Arrays | None:
+    digest, data = stored
     if _digest(key, data) != digest:
         return None
     try:

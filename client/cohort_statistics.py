@@ -137,7 +137,7 @@ def _intensities(prepared: PreparedCohort, sequence: MriSequence, *, channel: in
 def _first_crops(prepared: PreparedCohort) -> Iterator[tuple[Exam, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]]:
     first = _first_exams(prepared.cohort)
     for split in SPLITS:
-        images = prepared.splits[split].images.numpy()
-        for exam, image in zip(prepared.cohort.exams_of(split), images, strict=True):
+        images = prepared.splits[split].images
+        for place, exam in enumerate(prepared.cohort.exams_of(split)):
             if first[exam.patient_id] is exam:
-                yield exam, image
+                yield exam, images[place : place + 1][0].numpy()

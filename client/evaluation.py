@@ -1,19 +1,21 @@
 """Evaluation of a model on one site's patients, and what of it may leave the site."""
 
+from contextlib import closing
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
+from client.exam_images import Images, batches_of
 from common.errors import DisclosureError, TrainingError
 from common.metrics.bins import MarginBins
 from common.metrics.site_statistics import SiteStatistics
 from common.tasks import Evaluation
 
 
-def margins_of_exams(model: nn.Module, images: Tensor, *, batch_size: int) -> NDArray[np.float64]:
+def margins_of_exams(model: nn.Module, images: Images, *, batch_size: int) -> NDArray[np.float64]:
     """Logit of necrosis minus logit of recurrence for every exam, in float64.
 
     Args:
@@ -29,9 +31,10 @@ def margins_of_exams(model: nn.Module, images: Tensor, *, batch_size: int) -> ND
     device = next(model.parameters()).device
     model.eval()
     parts = []
-    with torch.inference_mode():
-        for batch in torch.split(images, batch_size):
-            logits = model(batch.to(device)).double()  # (B, 2)
+    order = iter(torch.split(torch.arange(len(images)), batch_size))
+    with torch.inference_mode(), closing(batches_of(images, order, device)) as batches:
+        for _, batch in batches:
+            logits = model(batch).double()  # (B, 2)
             parts.append((logits[:, 1] - logits[:, 0]).cpu())
     margins: NDArray[np.float64] = torch.cat(parts).numpy()
     if not np.isfinite(margins).all():

@@ -1,15 +1,15 @@
-"""A site's prepared patients in memory, by split, as training and evaluation take them."""
+"""A site's prepared patients by split, as training and evaluation take them."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from client.cohort import Cohort
-from client.preprocessing.pipeline import CentreSource, PreparedExam
+from client.exam_images import Images
+from client.preprocessing.pipeline import CentreSource
 from client.preprocessing.stages import Stage
 from client.table import Split
 
@@ -19,13 +19,13 @@ class PreparedSplit:
     """The exams of one split. Training sees exams; statistics count patients.
 
     Attributes:
-        images: Shape (N, C, D, H, W), float32, one entry per exam.
+        images: Shape (N, C, D, H, W), float32, one entry per exam; read when they are asked for.
         labels: Label of each exam; shape (N,), int64.
         patient_index: Which patient each exam is of, 0 to P − 1; shape (N,), int64.
         patient_labels: Label of each patient; shape (P,), int64.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
     patient_index: Tensor
     patient_labels: Tensor
@@ -75,32 +75,26 @@ class PreparedCohort:
         return self.cohort.site
 
 
-def assemble_split(
-    cohort: Cohort, split: Split, prepared: Mapping[int, PreparedExam], image_shape: tuple[int, ...]
-) -> PreparedSplit:
+def assemble_split(cohort: Cohort, split: Split, images: Images) -> PreparedSplit:
     """Put the exams of a split together.
 
     Args:
         cohort: All exams.
         split: Which part of it.
-        prepared: By the exam's row in the table.
-        image_shape: (C, D, H, W), so that an empty split has a shape too.
+        images: Of the exams of the split, in the cohort's order.
     """
     exams = cohort.exams_of(split)
     patients = list(dict.fromkeys(exam.patient_id for exam in exams))
     position = {patient: index for index, patient in enumerate(patients)}
     label_of = {exam.patient_id: exam.label for exam in exams}
-    images = np.zeros((len(exams), *image_shape), dtype=np.float32)
-    for index, exam in enumerate(exams):
-        images[index] = prepared[exam.row].image
     return PreparedSplit(
-        images=torch.from_numpy(images),
+        images=images,
         labels=torch.tensor([exam.label for exam in exams], dtype=torch.int64),
         patient_index=torch.tensor([position[exam.patient_id] for exam in exams], dtype=torch.int64),
         patient_labels=torch.tensor([label_of[patient] for patient in patients], dtype=torch.int64),
     )
 
 
-def count_centres(prepared: Mapping[int, PreparedExam]) -> dict[CentreSource, int]:
+def count_centres(sources: Iterable[CentreSource]) -> dict[CentreSource, int]:
     """Exams by the way their crop's centre was found."""
-    return dict(sorted(Counter(exam.centre_source for exam in prepared.values()).items()))
+    return dict(sorted(Counter(sources).items()))

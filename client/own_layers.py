@@ -3,11 +3,13 @@
 FedBN: Li et al. 2021, arXiv:2102.07623. SiloBN: Andreux et al. 2020, arXiv:2008.07424.
 """
 
+from contextlib import closing
 from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from client.exam_images import Images, batches_of
 from client.sampling import num_batches
 from common.model_state import ModelState, require_same_parameters
 from common.models import build_empty_model, initial_state, local_names, set_state
@@ -49,7 +51,7 @@ def whole_model(study: Study, arrived: ModelState, own: ModelState | None) -> nn
     return model
 
 
-def estimate_statistics(model: nn.Module, images: Tensor, *, batch_size: int, generator: torch.Generator) -> None:
+def estimate_statistics(model: nn.Module, images: Images, *, batch_size: int, generator: torch.Generator) -> None:
     """Replace the statistics of all batch norm layers by those of these images, in place; nothing else changes.
 
     The cumulative average over one pass without augmentation: AdaBN (Li et al. 2016, arXiv:1603.04779). Labels are
@@ -72,9 +74,10 @@ def estimate_statistics(model: nn.Module, images: Tensor, *, batch_size: int, ge
         layer.train()
     order = torch.randperm(len(images), generator=generator)
     num_parts = num_batches(len(images), batch_size=max(batch_size, 2))
-    with torch.no_grad():
-        for part in torch.tensor_split(order, num_parts):
-            model(images[part].to(device))
+    parts = iter(torch.tensor_split(order, num_parts))
+    with torch.no_grad(), closing(batches_of(images, parts, device)) as batches:
+        for _, batch in batches:
+            model(batch)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
         layer.eval()

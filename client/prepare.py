@@ -1,5 +1,9 @@
-"""Fill the cache: every exam of a cohort prepared once, over several processes, with all faults told together."""
+"""Fill the cache: every exam of a cohort prepared once, over several processes, with all faults told together.
 
+The exams' images come from it afterwards, whenever they are asked for.
+"""
+
+import logging
 import multiprocessing
 import signal
 import time
@@ -16,14 +20,19 @@ from client.cache import ExamCache
 from client.cohort import Cohort, load_cohort, missing_counts
 from client.config import SiteConfig
 from client.digests import DigestMemo, file_state, has_settled, sha256_of
-from client.loader import PreparedCohort, assemble_split, count_centres
+from client.exam_images import Images, KeptImages, StoredImages, promised_bytes
+from client.loader import PreparedCohort, PreparedSplit, assemble_split, count_centres
+from client.main_memory import available_memory
 from client.preprocessing.itk import require_extras
-from client.preprocessing.pipeline import ExamFiles, PreparedExam, assemble_exam, prepare_exam, read_centre
+from client.preprocessing.pipeline import CentreSource, ExamFiles, fill_image, prepare_exam, read_centre
 from client.preprocessing.stages import Arrays, ExamKeys, Stage, Stages
+from client.preprocessing.volume import FloatArray
 from client.private_files import write_atomically
-from client.table import SPLITS, Exam, shortened
+from client.table import SPLITS, Exam, Split, shortened
 from common.errors import DataError, list_of_faults
 from common.study import PreprocessingSpec, Sequence, Study
+
+log = logging.getLogger(__name__)
 
 OnExam = Callable[[int, int], None]
 """Told how many exams are done, and of how many."""
@@ -40,27 +49,49 @@ class _Work:
 
 
 @dataclass(frozen=True)
+class _Stored:
+    """Where a prepared exam lies in the cache.
+
+    Attributes:
+        channels: Key of each sequence that the exam has.
+        centre_source: How the middle of its crop was found.
+    """
+
+    channels: Mapping[Sequence, str]
+    centre_source: CentreSource
+
+
+@dataclass(frozen=True)
 class _Done:
     """What a worker process gives back: the exam, the states and digests of its files, or what is wrong with it."""
 
     row: int
-    prepared: PreparedExam | None
+    stored: _Stored | None
     computed: Counter[Stage]
     digests: dict[Path, tuple[str, str]]
     fault: str = ""
 
 
 def prepare_site(
-    config: SiteConfig, study: Study, *, workers: int = 1, on_exam: OnExam | None = None
+    config: SiteConfig, study: Study, *, workers: int = 1, on_exam: OnExam | None = None, check: bool = True
 ) -> PreparedCohort:
     """Read the site's table and prepare all its exams; see `load_cohort` and `prepare`."""
-    return prepare(load_cohort(config, study), study, config, workers=workers, on_exam=on_exam)
+    return prepare(load_cohort(config, study), study, config, workers=workers, on_exam=on_exam, check=check)
 
 
 def prepare(
-    cohort: Cohort, study: Study, config: SiteConfig, *, workers: int = 1, on_exam: OnExam | None = None
+    cohort: Cohort,
+    study: Study,
+    config: SiteConfig,
+    *,
+    workers: int = 1,
+    on_exam: OnExam | None = None,
+    check: bool = True,
 ) -> PreparedCohort:
-    """Prepare what the cache lacks and load everything.
+    """Prepare what the cache lacks. Images are read when they are asked for.
+
+    They are kept in memory if those of all splits take at most half of what is available now; else they are read each
+    time. An entry is checked whenever it is read, and one that is damaged is made again.
 
     Args:
         cohort: The site's exams.
@@ -69,6 +100,7 @@ def prepare(
         workers: Processes; 1 works in this one. Others come from a fork server, so that torch's threads are no danger.
             With more than one, a script must guard its start with `if __name__ == "__main__":`.
         on_exam: Told after every exam.
+        check: Whether every entry is read now, so that what is damaged is made again before it is needed.
 
     Raises:
         DataError: All exams that cannot be prepared, at once. The others are in the cache by then.
@@ -78,16 +110,16 @@ def prepare(
     cache = ExamCache(config.cache)
     secret = cache.site_secret()
     memo = read_memo(config, secret)
-    prepared: dict[int, PreparedExam] = {}
+    stored: dict[int, _Stored] = {}
     work: list[_Work] = []
     for exam in cohort.exams:
-        found = _from_cache(exam, study, memo, cache)
+        found = _from_cache(exam, study, memo, cache, check=check)
         if found is None:
             work.append(_Work(exam, study.preprocessing, study.sequences, config.cache))
         else:
-            prepared[exam.row] = found
-            _report(on_exam, len(prepared), len(cohort.exams))
-    num_from_cache = len(prepared)
+            stored[exam.row] = found
+            _report(on_exam, len(stored), len(cohort.exams))
+    num_from_cache = len(stored)
     faults: dict[int, str] = {}
     learnt: dict[Path, tuple[str, str]] = {}
     computed: Counter[Stage] = Counter()
@@ -95,28 +127,92 @@ def prepare(
         for done in _results(work, workers):
             learnt |= done.digests
             computed += done.computed
-            if done.prepared is None:
+            if done.stored is None:
                 faults[done.row] = done.fault
             else:
-                prepared[done.row] = done.prepared
+                stored[done.row] = done.stored
                 num_from_cache += not done.computed
-            _report(on_exam, len(prepared) + len(faults), len(cohort.exams))
+            _report(on_exam, len(stored) + len(faults), len(cohort.exams))
     finally:  # after Ctrl-C as well, so that the next start does not read what this one has read
         if memo.remember(learnt):
             write_atomically(_memo_file(config), memo.encoded())
     if faults:
         told = shortened([faults[row] for row in sorted(faults)])
         raise DataError(list_of_faults(str(config.data.path), told))
-    shape = (len(study.sequences), *study.preprocessing.size_voxels)
     return PreparedCohort(
         cohort=cohort,
-        splits={split: assemble_split(cohort, split, prepared, shape) for split in SPLITS},
-        centre_counts=count_centres(prepared),
+        splits=_splits(cohort, study, config, stored),
+        centre_counts=count_centres(exam.centre_source for exam in stored.values()),
         missing_counts=missing_counts(cohort, study.sequences),
         digests={split: cohort.digest(split, secret) for split in SPLITS},
         num_from_cache=num_from_cache,
         stages_computed=computed,
     )
+
+
+def _splits(
+    cohort: Cohort, study: Study, config: SiteConfig, stored: Mapping[int, _Stored]
+) -> dict[Split, PreparedSplit]:
+    image_shape = (len(study.sequences), *study.preprocessing.size_voxels)
+    images: dict[Split, Images] = {}
+    for split in SPLITS:
+        exams = cohort.exams_of(split)
+        reader = _Reader(
+            tuple(_Work(exam, study.preprocessing, study.sequences, config.cache) for exam in exams),
+            tuple(stored[exam.row] for exam in exams),
+            ExamCache(config.cache),
+        )
+        images[split] = StoredImages(len(exams), image_shape, reader.read)
+    if _fit_into_memory(sum(each.nbytes for each in images.values())):
+        images = {split: KeptImages(each, torch.device("cpu")) for split, each in images.items()}
+    else:
+        log.info("%s: images take over half of the memory that is free and are read for each batch", config.name)
+    return {split: assemble_split(cohort, split, each) for split, each in images.items()}
+
+
+def _fit_into_memory(num_bytes: int) -> bool:
+    """Whether it is at most half of what is available and not promised; where nobody knows that, yes."""
+    available = available_memory()
+    return available is None or num_bytes <= (available - promised_bytes()) // 2
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads the images of a split from the cache."""
+
+    work: tuple[_Work, ...]
+    stored: tuple[_Stored, ...]
+    cache: ExamCache
+
+    def read(self, place: int, image: FloatArray) -> None:
+        """Write an exam's image into an array; an entry that is damaged or gone is made again.
+
+        Raises:
+            DataError: That cannot be done, since the exam's files are not what they were.
+        """
+        work, stored = self.work[place], self.stored[place]
+        channels = _channels(stored, self.cache)
+        if channels is None:
+            done = _prepare_one(work)
+            if done.fault:
+                raise DataError(done.fault)
+            channels = _channels(stored, self.cache)
+        if channels is None:
+            raise DataError(
+                f"{work.exam.name}: what was prepared of it is damaged or gone, and its files are not those that it "
+                "was prepared from; run `gliorn-client prepare`, which prepares it anew"
+            )
+        fill_image(image, channels, work.sequences)
+
+
+def _channels(stored: _Stored, cache: ExamCache) -> dict[Sequence, Arrays] | None:
+    channels: dict[Sequence, Arrays] = {}
+    for sequence, key in stored.channels.items():
+        channel = cache.read("channel", key)
+        if channel is None:
+            return None
+        channels[sequence] = channel
+    return channels
 
 
 def read_memo(config: SiteConfig, secret: bytes) -> DigestMemo:
@@ -139,7 +235,7 @@ def _report(on_exam: OnExam | None, done: int, total: int) -> None:
         on_exam(done, total)
 
 
-def _from_cache(exam: Exam, study: Study, memo: DigestMemo, cache: ExamCache) -> PreparedExam | None:
+def _from_cache(exam: Exam, study: Study, memo: DigestMemo, cache: ExamCache, *, check: bool) -> _Stored | None:
     """The prepared exam, if the digests of all its files are known without reading them and the cache has it."""
     digests: dict[str, str] = {}
     for role, path in exam_roles(exam):
@@ -151,18 +247,25 @@ def _from_cache(exam: Exam, study: Study, memo: DigestMemo, cache: ExamCache) ->
             return None
         digests[role] = digest
     keys = exam_keys(exam, digests, study.preprocessing)
-    stored = cache.read("centre", keys.centre())
-    if stored is None:
+    found = cache.read("centre", keys.centre())
+    if found is None:
         return None
-    centre, source = read_centre(stored)
-    channels: dict[Sequence, Arrays] = {}
-    for sequence in study.sequences:
-        if sequence in exam.volumes:
-            channel = cache.read("channel", keys.channel(sequence, centre))
-            if channel is None:
-                return None
-            channels[sequence] = channel
-    return assemble_exam(channels, centre, source, study.sequences, study.preprocessing.size_voxels)
+    stored = _stored(exam, keys, *read_centre(found), study.sequences)
+    if check:
+        return None if _channels(stored, cache) is None else stored
+    return stored if all(cache.has("channel", key) for key in stored.channels.values()) else None
+
+
+def _stored(
+    exam: Exam,
+    keys: ExamKeys,
+    centre: tuple[float, float, float],
+    source: CentreSource,
+    sequences: tuple[Sequence, ...],
+) -> _Stored:
+    return _Stored(
+        {sequence: keys.channel(sequence, centre) for sequence in sequences if sequence in exam.volumes}, source
+    )
 
 
 def _results(work: list[_Work], workers: int) -> Iterator[_Done]:
@@ -203,7 +306,8 @@ def _prepare_one(work: _Work) -> _Done:
             return _Done(exam.row, None, Counter(), states, fault)
         states[path] = (state, sha256_of(contents[role]))
     digests = {role: states[path][1] for role, path in exam_roles(exam)}
-    stages = Stages(exam_keys(exam, digests, work.spec), cache)
+    keys = exam_keys(exam, digests, work.spec)
+    stages = Stages(keys, cache)
     files = ExamFiles(
         name=exam.name,
         volumes={sequence: contents[sequence] for sequence in exam.volumes},
@@ -215,7 +319,8 @@ def _prepare_one(work: _Work) -> _Done:
         prepared = prepare_exam(files, work.spec, work.sequences, stages=stages)
     except DataError as error:
         return _Done(exam.row, None, stages.computed, states, str(error))
-    return _Done(exam.row, prepared, stages.computed, states)
+    stored = _stored(exam, keys, prepared.centre, prepared.centre_source, work.sequences)
+    return _Done(exam.row, stored, stages.computed, states)
 
 
 def exam_roles(exam: Exam) -> list[tuple[str, Path]]:

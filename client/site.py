@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Site:
-    """One hospital in one study, with its prepared patients in memory.
+    """One hospital in one study, with its prepared patients.
 
     Attributes:
         config: The hospital's own settings.
@@ -71,7 +71,7 @@ class Site:
 
     @classmethod
     def open(cls, config: SiteConfig, study: Study) -> "Site":
-        """Load a site's patients, preparing those the cache lacks.
+        """Find a site's patients, preparing those the cache lacks. Their images are read when they are needed.
 
         Raises:
             ConfigError: If the device is not there, or the table is faulty.
@@ -80,7 +80,7 @@ class Site:
         """
         use_threads(config)
         device = find_device(config.device)
-        cohort = prepare_site(config, study)
+        cohort = prepare_site(config, study, check=False)
         require_allowed(config, study, cohort)
         return cls(config, study, cohort, device)
 

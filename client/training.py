@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,7 @@ from torch.nn import functional
 
 from client.acceleration.plan import PLAIN, StepPlan
 from client.augmentation import augment
+from client.exam_images import Images, batches_of, near_device
 from client.sampling import batches_of_round
 from common.errors import TrainingError
 from common.models.norm import norm_layers
@@ -23,7 +25,7 @@ Penalty = Callable[[nn.Module], Tensor]
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """A site's training exams in main memory.
+    """A site's training exams.
 
     Attributes:
         images: Shape (N, C, D, H, W), float32, z-scored.
@@ -31,7 +33,7 @@ class TrainingSet:
         spacing_mm: Voxel size.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
     spacing_mm: tuple[float, float, float]
 
@@ -152,25 +154,28 @@ def train_locally(
     device = next(model.parameters()).device
     weights = torch.tensor(class_weights, device=device)
     offsets = None if logit_offsets is None else torch.tensor(logit_offsets, device=device)
-    exams, all_labels = _near_device(training_set.images, device), training_set.labels.to(device)
+    all_labels = training_set.labels.to(device)
     losses: list[Tensor] = []  # on the device: a number is asked for when all steps are queued
     _begin_training(model)
-    for indices in batches_of_round(training, training_set.labels, generator):
-        images = augment(
-            _batch(exams, indices, device), augmentation, spacing_mm=training_set.spacing_mm, generator=generator
-        )
-        labels = all_labels[indices.to(device)]
-        logits = plan.logits(model, images) if offsets is None else plan.logits(model, images) + offsets  # (B, 2)
-        loss = functional.cross_entropy(logits, labels, weight=weights)
-        total = loss if penalty is None else loss + penalty(model)
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        if training.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
-        if correction is not None:
-            _correct(model, correction)
-        optimizer.step()
-        losses.append(loss.detach())
+
+    def changed(batch: Tensor) -> Tensor:
+        return augment(batch, augmentation, spacing_mm=training_set.spacing_mm, generator=generator)
+
+    order = batches_of_round(training, training_set.labels, generator)
+    with closing(batches_of(near_device(training_set.images, device), order, device, change=changed)) as batches:
+        for indices, images in batches:
+            labels = all_labels[indices.to(device)]
+            logits = plan.logits(model, images) if offsets is None else plan.logits(model, images) + offsets  # (B, 2)
+            loss = functional.cross_entropy(logits, labels, weight=weights)
+            total = loss if penalty is None else loss + penalty(model)
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()  # type: ignore[no-untyped-call]
+            if training.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
+            if correction is not None:
+                _correct(model, correction)
+            optimizer.step()
+            losses.append(loss.detach())
     mean_loss = float(torch.stack(losses).double().mean())
     if not math.isfinite(mean_loss):
         raise TrainingError(
@@ -184,23 +189,6 @@ def train_locally(
             f"the model is not finite after {len(losses)} steps; lower learning_rate, or set max_grad_norm in the study"
         )
     return TrainingOutcome(num_steps=len(losses), mean_loss=mean_loss)
-
-
-def _near_device(images: Tensor, device: torch.device) -> Tensor:
-    """All images on a CUDA device where they take at most half of what it has free; else where they are."""
-    if device.type != "cuda":
-        return images
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    free = torch.cuda.mem_get_info(device)[0] + unused
-    return images.to(device) if images.nbytes <= free // 2 else images
-
-
-def _batch(images: Tensor, indices: Tensor, device: torch.device) -> Tensor:
-    """Some of the images on the device; a copy to it is queued, not waited for."""
-    batch = images[indices.to(images.device)]
-    if batch.device == device:
-        return batch
-    return (batch.pin_memory() if device.type == "cuda" else batch).to(device, non_blocking=True)
 
 
 def _begin_training(model: nn.Module) -> None:

@@ -109,13 +109,27 @@ def assemble_exam(
         sequences: Channels, in order.
         size_voxels: Shape of a channel.
     """
-    image = np.zeros((len(sequences), *size_voxels), dtype=np.float32)
-    for index, sequence in enumerate(sequences):
-        if sequence in channels:
-            channel = channels[sequence]
-            mean, std = channel["brightness"].tolist()
-            image[index] = np.clip((channel["values"] - mean) / std, -Z_LIMIT, Z_LIMIT)
+    image = np.empty((len(sequences), *size_voxels), dtype=np.float32)
+    fill_image(image, channels, sequences)
     return PreparedExam(image, centre, source)
+
+
+def fill_image(image: FloatArray, channels: Mapping[Sequence, Arrays], sequences: tuple[Sequence, ...]) -> None:
+    """Write z-scores of the channels, and zeros where there is none, into an array.
+
+    Args:
+        image: Shape (sequences, D, H, W), float32.
+        channels: Results of stage `channel`.
+        sequences: In order.
+    """
+    for place, sequence in zip(image, sequences, strict=True):
+        if sequence in channels:
+            mean, std = channels[sequence]["brightness"].tolist()
+            np.subtract(np.asarray(channels[sequence]["values"], dtype=np.float32), mean, out=place)
+            np.divide(place, std, out=place)
+            np.clip(place, -Z_LIMIT, Z_LIMIT, out=place)
+        else:
+            place.fill(0)
 
 
 @dataclass

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.config import SiteConfig
+from client.main_memory import available_memory
 from client.rehearsal.findings import Finding, shown_bytes, shown_seconds
-from client.rehearsal.resources import ModelSize, available_memory, check_gpu_memory, check_memory
+from client.rehearsal.resources import ModelSize, check_gpu_memory, check_memory
 from client.rehearsal.trial import Trial
 from client.sampling import num_batches
 from common.errors import GliornError

@@ -140,30 +140,6 @@ def _existing(folder: Path) -> Path:
     return next(each for each in (folder, *folder.parents) if each.is_dir())
 
 
-def available_memory() -> int | None:
-    """Bytes of main memory that a new process can have, on this machine or in its container; None if unknown."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    fields = {name: int(value.split()[0]) * 1024 for name, _, value in (line.partition(":") for line in lines)}
-    machine = fields.get("MemAvailable")
-    container = _left_in_container(Path("/sys/fs/cgroup"))
-    known = [count for count in (machine, container) if count is not None]
-    return min(known, default=None)
-
-
-def _left_in_container(group: Path) -> int | None:
-    """What the control group (version 2) leaves, with the file cache that it would give up; None without a limit."""
-    try:
-        limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        used = int((group / "memory.current").read_text(encoding="ascii"))
-        fields = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
-    except (OSError, ValueError):
-        return None
-    return None if limit == "max" else max(int(limit) - used + int(fields.get("inactive_file", 0)), 0)
-
-
 def check_memory(study: Study, *, peak_bytes: int | None, available: int | None, size: ModelSize) -> Finding:
     """Hold the measured peak of a round's process, with Flower's own needs, against what was available before it."""
     if peak_bytes is None or available is None:
@@ -175,7 +151,7 @@ def check_memory(study: Study, *, peak_bytes: int | None, available: int | None,
         f"{shown_bytes(MODEL_COPIES * size.state_bytes)} for the model in messages, {shown_bytes(FLOWER_BYTES)} for "
         "Flower's programs"
     )
-    advice = "end other programs or use a machine with more memory; all patients are held in memory"
+    advice = "end other programs or use a machine with more memory"
     if need > available:
         return Finding("computing", "memory", "FAIL", found, advice, study.name)
     if need > 0.8 * available:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import client.app  # noqa: F401 - a round's process imports it, so its time and memory belong to the measurement
 from client.config import SiteConfig, read_site_config
 from client.evaluation import margins_of_exams
+from client.exam_images import promised_bytes
 from client.own_layers import names_that_stay
 from client.prepare import prepare_site
 from client.site import Site, find_device
@@ -47,7 +48,7 @@ class Trial:
 
     Attributes:
         imported_at: The system's monotonic clock when the imports were done, to compare with the starting process's.
-        open_s: Loading the prepared patients.
+        open_s: Finding the prepared patients.
         first_step_s: The first step, in which libraries warm up.
         step_s: Median of the steps after it.
         num_timed: How many those were.
@@ -56,7 +57,8 @@ class Trial:
         num_training: Training exams.
         num_validation: Validation exams.
         device: Kind and name of the device.
-        peak_bytes: Most main memory the process had in use; None where the system does not say.
+        peak_bytes: Most main memory the process had in use, with the images that a round would keep besides; None where
+            the system does not say.
         gpu_peak_bytes: Most memory torch held on the CUDA device; None on the CPU.
         gpu_free_bytes: What was free on it before the model came; None on the CPU.
     """
@@ -101,7 +103,7 @@ def run_trial(config: SiteConfig, study: Study, *, imported_at: float) -> Trial:
         GliornError: If the data, the device or the training is not as it must be.
     """
     started = time.monotonic()
-    site = Site(config, study, prepare_site(config, study), find_device(config.device))
+    site = Site(config, study, prepare_site(config, study, check=False), find_device(config.device))
     site.describe()  # also sets the site's number of threads
     open_s = time.monotonic() - started
     on_gpu = site.device.type == "cuda"
@@ -202,10 +204,13 @@ def _validation_s(site: Site, model: nn.Module) -> float:
 
 
 def _peak_bytes() -> int | None:
-    """Most memory this process had in use: VmHWM of Linux, in which, other than in getrusage, no parent counts."""
+    """Most memory this process had in use: VmHWM of Linux, in which, other than in getrusage, no parent counts.
+
+    With it the images that were not asked for yet and are kept when they are.
+    """
     try:
         status = Path(f"/proc/{os.getpid()}/status").read_text(encoding="ascii")
     except OSError:
         return None
     kilobytes = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
-    return int(kilobytes[0]) * 1024 if kilobytes else None
+    return int(kilobytes[0]) * 1024 + promised_bytes() if kilobytes else None

@@ -29,7 +29,7 @@ def run(options: Options) -> BenchmarkResult:
 def _measured(repeats: int, batch_size: int, size: int, device: torch.device) -> BenchmarkResult:
     exams, patients = patients_of_steps(NUM_EXAMS, size), patients_of_steps(batch_size, size)
     generator, spec = torch.Generator().manual_seed(0), AugmentationSpec()
-    near = exams.images.to(device)
+    near = exams.images[:].to(device)
     choice = measure(study_of_steps(batch_size, size), num_exams=batch_size, device=device)
 
     def load() -> torch.Tensor:

@@ -66,7 +66,7 @@ def plain_loop(patients: TrainingSet, device: torch.device) -> Action:
     criterion = nn.CrossEntropyLoss()
 
     def step() -> float:
-        images, labels = patients.images.to(device), patients.labels.to(device)
+        images, labels = patients.images[:].to(device), patients.labels.to(device)
         optimizer.zero_grad()
         loss = criterion(model(images), labels)
         loss.backward()

@@ -64,9 +64,9 @@ def write_federation(folder: Path, study: Study, *, num_sites: int, patients: in
         file = path.with_name("prepared.npz")
         np.savez(
             file,
-            images=train.images.numpy(),
+            images=train.images[:].numpy(),
             labels=train.labels.numpy(),
-            val_images=validation.images.numpy(),
+            val_images=validation.images[:].numpy(),
             val_labels=validation.labels.numpy(),
         )
         configs.append(path)

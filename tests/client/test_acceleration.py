@@ -377,7 +377,7 @@ def test_round_whose_plan_fails_is_the_round_of_plain_float32(tmp_path: Path, pl
 
 def test_round_that_plain_float32_cannot_train_still_fails(tmp_path: Path) -> None:
     exams = patients()
-    exams.images[3] = float("nan")
+    exams.images[:][3] = float("nan")
 
     with pytest.raises(TrainingError, match="lower learning_rate"):
         round_of(tmp_path, FAST[0], exams)

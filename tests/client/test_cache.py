@@ -47,7 +47,7 @@ def entries(hospital: Hospital, stage: str = "*") -> list[Path]:
 
 
 def all_images(prepared: PreparedCohort) -> torch.Tensor:
-    return torch.cat([prepared.splits[split].images for split in SPLITS])
+    return torch.cat([prepared.splits[split].images[:] for split in SPLITS])
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:

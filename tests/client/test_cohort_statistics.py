@@ -68,8 +68,8 @@ def test_spacing_and_missing_sequences_are_those_of_the_files(prepared: Prepared
 def test_intensities_are_those_of_the_first_crops(prepared: PreparedCohort) -> None:
     edges = np.arange(-6.0, 6.5, 0.5)
     second = 1  # of the training exams, the first patient's other exam
-    crops = [np.delete(prepared.splits["train"].images.numpy(), second, axis=0)]
-    crops += [prepared.splits[split].images.numpy() for split in SPLITS[1:]]
+    crops = [np.delete(prepared.splits["train"].images[:].numpy(), second, axis=0)]
+    crops += [prepared.splits[split].images[:].numpy() for split in SPLITS[1:]]
     t1ce = np.concatenate([images[:, 2].ravel() for images in crops])
 
     assert counts(prepared, "intensity", "t1ce") == np.histogram(t1ce, edges)[0].tolist()

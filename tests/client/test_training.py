@@ -257,7 +257,7 @@ def test_loss_of_a_batch_is_the_mean_by_class_weight() -> None:
 
 def test_loss_that_is_not_finite_ends_the_round_with_advice() -> None:
     patients = training_set(8)
-    patients.images[3] = float("nan")
+    patients.images[:][3] = float("nan")
 
     with pytest.raises(TrainingError, match=r"mean loss of 2 steps is nan.*lower learning_rate"):
         train(model(), patients, spec())

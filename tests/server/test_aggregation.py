@@ -203,7 +203,7 @@ def largest_difference(one: dict[str, Array], other: dict[str, Array]) -> float:
 def test_one_full_step_at_every_site_is_the_pooled_step_by_sum_of_class_weights_and_not_by_number() -> None:
     start = initial_state(SMALL, num_sequences=2, seed=1)
     sites = [patients(counts, seed=seed) for seed, counts in enumerate(COUNTS)]
-    pooled = TrainingSet(torch.cat([s.images for s in sites]), torch.cat([s.labels for s in sites]), (4.0, 4.0, 4.0))
+    pooled = TrainingSet(torch.cat([s.images[:] for s in sites]), torch.cat([s.labels for s in sites]), (4.0, 4.0, 4.0))
     weights = balanced_class_weights((82, 18))
     step = partial(after_one_step, start, weights=weights)
     replies = [step(site) for site in sites]
@@ -223,7 +223,7 @@ def test_one_full_step_at_every_site_is_the_pooled_step_by_sum_of_class_weights_
 def test_without_class_weights_the_number_of_patients_is_the_weight() -> None:
     start = initial_state(SMALL, num_sequences=2, seed=1)
     sites = [patients(counts, seed=seed) for seed, counts in enumerate(COUNTS)]
-    pooled = TrainingSet(torch.cat([s.images for s in sites]), torch.cat([s.labels for s in sites]), (4.0, 4.0, 4.0))
+    pooled = TrainingSet(torch.cat([s.images[:] for s in sites]), torch.cat([s.labels for s in sites]), (4.0, 4.0, 4.0))
 
     together = after_one_step(start, pooled, (1.0, 1.0))
     mean = weighted_mean(

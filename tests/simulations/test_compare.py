@@ -165,7 +165,9 @@ def test_pooled_site_has_every_patient_in_its_own_split_and_prepares_nothing_twi
             assert cohort.split_of[f"{name}--{patient}"] == split
     assert len(cohort.split_of) == 40
     assert found.num_from_cache == 40
-    np.testing.assert_array_equal(found.splits["test"].images[:6].numpy(), prepared["a"].splits["test"].images.numpy())
+    np.testing.assert_array_equal(
+        found.splits["test"].images[:6].numpy(), prepared["a"].splits["test"].images[:].numpy()
+    )
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

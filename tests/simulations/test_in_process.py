@@ -180,7 +180,7 @@ def test_one_full_batch_step_a_round_at_three_sites_is_that_of_all_patients_at_o
     model = build_model(agreed.model, num_sequences=3)
     set_state(model, initial_state(agreed.model, num_sequences=3, seed=agreed.seed))
     criterion = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 1.0]))
-    criterion(model(torch.cat([s.images for s in splits])), torch.cat([s.labels for s in splits])).backward()
+    criterion(model(torch.cat([s.images[:] for s in splits])), torch.cat([s.labels for s in splits])).backward()
     torch.optim.SGD(model.parameters(), lr=0.05).step()
     pooled = get_state(model)
     assert max(float(np.abs(array - pooled[name]).max()) for name, array in run.model("final").items()) < 1e-6
