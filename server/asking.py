@@ -10,7 +10,7 @@ from common.errors import ProtocolError
 from common.messages import MESSAGE_TYPES, task_records
 from common.study import Study
 from common.tasks import CompareTask, DuplicatesTask, EvaluateTask, Failure, StatisticsTask
-from server.exchange import collect
+from server.exchange import Contents, collect
 
 ReplyT = TypeVar("ReplyT")
 
@@ -62,7 +62,7 @@ def ask_each(
 
     problems |= collect(
         grid,
-        lambda: task_records(task),
+        Contents.alike(lambda: task_records(task)),
         message_type=MESSAGE_TYPES[type(task)],
         group=group,
         nodes=nodes,

@@ -17,7 +17,7 @@ from common.tasks import Evaluation, Failure, SiteManifest, TrainReply, TrainTas
 from common.update_codec import decode_update
 from server.aggregation import Memory, aggregation_weight, balanced_class_weights, mean_control, next_state
 from server.disk import once_there_is_room
-from server.exchange import collect
+from server.exchange import Contents, collect
 from server.gatekeeper import outlying_updates, screen_control, screen_train_reply
 from server.records import SiteRound
 from server.run_folder import RunFolder
@@ -106,7 +106,7 @@ def run_round(
 
     failures = collect(
         grid,
-        lambda: task_records(task),
+        Contents.alike(lambda: task_records(task)),
         message_type=MESSAGE_TYPES[TrainTask],
         group=str(task.round),
         nodes=nodes,
