@@ -21,13 +21,22 @@ from flwr.clientapp import ClientApp
 from client.answers import entry_of
 from client.config import read_site_config
 from client.consent import require_consent
+from client.download import arrived
 from client.journal import JOURNAL_VARIABLE, Kind, append
 from client.kit import SITE_CONFIG_KEY
 from client.site import Site
 from client.site_memory import SiteMemory
 from client.time_limit import time_limit
 from client.upload import coded_reply
-from common.errors import ConfigError, ConsentError, DataError, DisclosureError, DiskFullError, GliornError
+from common.errors import (
+    ConfigError,
+    ConsentError,
+    DataError,
+    DisclosureError,
+    DiskFullError,
+    GliornError,
+    StateMissingError,
+)
 from common.messages import (
     ping_records,
     read_compare_task,
@@ -44,6 +53,7 @@ from common.tasks import (
     CompareTask,
     DescribeTask,
     DuplicatesTask,
+    EvaluateReply,
     EvaluateTask,
     Failure,
     Reply,
@@ -92,15 +102,25 @@ def train(message: Message, context: Context) -> Message:
 
 
 def _train(site: Site, task: TrainTask) -> TrainReply:
-    memory = SiteMemory(site.config.cache, run=task.run, study_digest=site.study.digest, run_id=task.run_id)
+    memory = _memory(site, task)
+    task, held = arrived(task, memory)
     reply = coded_reply(site.train(task), task, memory)
-    return replace(reply, damaged=tuple(sorted({*reply.damaged, *memory.damaged})))
+    return replace(reply, damaged=tuple(sorted({*reply.damaged, *memory.damaged})), held=held)
+
+
+def _memory(site: Site, task: TrainTask | EvaluateTask) -> SiteMemory:
+    return SiteMemory(site.config.cache, run=task.run, study_digest=site.study.digest, run_id=task.run_id)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the state that arrived."""
-    return _answer(message, context, "evaluate", read_evaluate_task, lambda site, task: site.evaluate(task))
+    return _answer(message, context, "evaluate", read_evaluate_task, _evaluate)
+
+
+def _evaluate(site: Site, task: EvaluateTask) -> EvaluateReply:
+    task, held = arrived(task, _memory(site, task))
+    return replace(site.evaluate(task), held=held)
 
 
 @app.query("compare")
@@ -166,6 +186,9 @@ def _answer(
             content = reply_records(reply)
             _record(kind, task, reply, content, started=started)
             return Message(content, reply_to=message)
+    except StateMissingError as error:
+        failure = Failure(error.code)
+        log.info("the coordinator is asked for the whole global state, which this site does not have")
     except GliornError as error:
         failure = Failure(error.code)
         disk_is_full = isinstance(error, DiskFullError)

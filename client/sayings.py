@@ -5,6 +5,7 @@ from datetime import datetime
 
 from client.events import EXIT_DEAF, EXIT_HEARTBEAT, Event
 from client.journal import Entry
+from common.errors import StateMissingError
 
 _ADVICE = {
     "config": "`gliorn-client check --site …` shows the details",
@@ -47,6 +48,8 @@ def answer_in_words(entry: Entry, *, sent: str) -> str:
                 f"{entry.facts.get('installed')}, offered {entry.facts.get('offered')}; install the version of gliorn "
                 "and Flower that the coordinator runs"
             )
+        case _ if entry.failure == StateMissingError.code:
+            return f"{_place(entry)}asked the coordinator for the whole global model, which was not kept here"
         case _ if entry.failure is not None:
             advice = _ADVICE.get(entry.failure, "flower.log beside the site's key shows more")
             if entry.facts.get("disk") == "full":

@@ -10,7 +10,7 @@ from pathlib import Path
 from client.private_files import make_private_folder, write_atomically
 from client.retention import clean_up
 from common.errors import ProtocolError
-from common.model_state import Array, ModelState, decode_state, encode_state
+from common.model_state import Array, ModelState, decode_state, encode_state, state_digest
 from common.tasks import DAMAGES, Damage
 
 log = logging.getLogger(__name__)
@@ -50,10 +50,42 @@ class SiteMemory:
         Raises:
             ConfigError: If it cannot be written, for example because the disk is full.
         """
+        self._write(self._path(part, round), values)
+
+    def _write(self, path: Path, values: ModelState) -> None:
         if not self._folder.is_dir():  # the run begins here
             clean_up(self._cache, now=time.time())
         make_private_folder(self._folder)
-        write_atomically(self._path(part, round), encode_state(values))
+        write_atomically(path, encode_state(values))
+
+    def keep_global(self, state: ModelState, digest: str) -> None:
+        """Write the global state that was sent last, in place of the one before; raises like `keep`.
+
+        Args:
+            state: The state.
+            digest: Its SHA-256.
+        """
+        path = self._global_path(digest)
+        self._write(path, state)
+        for other in set(self._folder.glob("global-*.safetensors")) - {path}:
+            other.unlink(missing_ok=True)
+
+    def read_global(self, digest: str) -> dict[str, Array] | None:
+        """The global state of this SHA-256; None if it is not the one that is kept, or, with a warning, damaged."""
+        try:
+            state = decode_state(self._global_path(digest).read_bytes(), origin="the global state at this site")
+            is_whole = state_digest(state) == digest
+        except FileNotFoundError:
+            return None
+        except ProtocolError:
+            is_whole = False
+        if not is_whole:
+            log.warning("the global state that this site kept is damaged and counts as not there")
+            return None
+        return state
+
+    def _global_path(self, digest: str) -> Path:
+        return self._folder / f"global-{digest}.safetensors"
 
     def read(self, part: Part, *, round: int) -> dict[str, Array] | None:
         """A part as it was after exactly this round; None if there is none, or, with a warning, a damaged one."""

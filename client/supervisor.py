@@ -22,7 +22,7 @@ from client.greeting import Greeting
 from client.journal import Entry, JournalReader, require_writable
 from client.sayings import answer_in_words, end_in_words, moment_in_words, size_in_words, status_in_words
 from client.working_hours import WorkingHours
-from common.errors import ConfigError
+from common.errors import ConfigError, StateMissingError
 
 log = logging.getLogger(__name__)
 
@@ -487,7 +487,8 @@ class Supervisor:
                     self._programs.ask_to_leave_when_idle()  # before the next round's task comes, which would be lost
             else:
                 self._say(answer_in_words(entry, sent=""))
-                if self._once is not None and entry.kind in ("train", "bundle"):
+                is_asked_again = entry.failure == StateMissingError.code
+                if self._once is not None and entry.kind in ("train", "bundle") and not is_asked_again:
                     self._finish(f"this site could not take part: {answer_in_words(entry, sent='')}")
 
     def _answer_sent(self, event: Event) -> None:

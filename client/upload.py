@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 from client.site_memory import SiteMemory
-from common.models import build_empty_model, local_names
-from common.study import Study
+from client.trained_names import trained_names
 from common.tasks import TrainReply, TrainTask
 from common.update_codec import encode_update
 
@@ -24,15 +23,7 @@ def coded_reply(reply: TrainReply, task: TrainTask, memory: SiteMemory) -> Train
         return reply
     feeds_back = scheme == "int8_delta"
     carried = memory.latest("residual", round=task.round - 1) if feeds_back else None
-    update, lost = encode_update(reply.state, task.state, scheme, trained=_trained_names(task.study), carried=carried)
+    update, lost = encode_update(reply.state, task.state, scheme, trained=trained_names(task.study), carried=carried)
     if feeds_back:
         memory.keep("residual", lost, round=task.round)
     return replace(reply, state={}, update=update)
-
-
-def _trained_names(study: Study) -> frozenset[str]:
-    """Names of the parameters that are trained and sent; the server finds the same ones by the same means."""
-    num_sequences = len(study.sequences)
-    model = build_empty_model(study.model, num_sequences=num_sequences)
-    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return frozenset(names) - local_names(study.model, num_sequences=num_sequences)

@@ -40,6 +40,12 @@ class ProtocolError(GliornError):
     code = "protocol"
 
 
+class StateMissingError(GliornError):
+    """The site no longer has the global state that the coordinator takes it to have, and needs it whole."""
+
+    code = "state_missing"
+
+
 class DisclosureError(GliornError):
     """Something was asked for that must not leave the hospital."""
 

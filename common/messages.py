@@ -17,7 +17,7 @@ from common.errors import ProtocolError
 from common.metrics.bins import MAX_BINS, Histogram, MarginBins
 from common.metrics.paired import DifferenceSums, SiteComparison
 from common.metrics.site_statistics import MAX_PATIENTS, SiteStatistics
-from common.model_state import Array
+from common.model_state import Array, state_digest
 from common.record_values import PROTOCOL, Values, array_record, lists_of_integers, read_arrays
 from common.study import Study
 from common.tasks import (
@@ -34,6 +34,7 @@ from common.tasks import (
     ModelOfRun,
     OwnChoice,
     Reply,
+    SentState,
     SiteManifest,
     Split,
     StatisticsReply,
@@ -68,6 +69,8 @@ _ARRAYS_IN_WORDS = {
 }
 _HISTOGRAMS = ("first_recurrence", "first_necrosis", "second_recurrence", "second_necrosis")
 _RUN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+_DIGEST = r"[0-9a-f]{64}"
+_DIGEST_OR_NONE = r"([0-9a-f]{64})?"
 _RUN_ID = r"[0-9a-f]{0,32}"
 _MAX_COUNT = 10**9
 _SHORT_TEXT = r"[ -~]{0,80}"
@@ -124,12 +127,45 @@ def task_records(
     if isinstance(task, DuplicatesTask) and task.patients is not None:
         records[_KEY_PATIENTS] = _patients_record(task.patients)
     if isinstance(task, TrainTask | EvaluateTask):
-        records[_KEY_STATE] = array_record(task.state)
+        _add_state(records, task)
     if isinstance(task, CompareTask) and task.pools is not None:
         records[_KEY_COMPARISON] = MetricRecord({**_histogram_lists(task.pools)})
     if isinstance(task, TrainTask) and task.control is not None:
         records[_KEY_CONTROL] = array_record(task.control)
     return records
+
+
+def _add_state(records: RecordDict, task: TrainTask | EvaluateTask) -> None:
+    sent = task.sent or SentState("whole", state_digest(task.state))
+    config = records.config_records[_KEY_TASK]
+    config["state-way"], config["state-digest"], config["state-reference"] = sent.way, sent.digest, sent.reference
+    if sent.way == "whole":
+        records[_KEY_STATE] = array_record(task.state)
+    if sent.update is not None:
+        records[_KEY_UPDATE] = array_record(sent.update.values)
+        records[_KEY_SCALES] = array_record(sent.update.scales)
+
+
+def _read_state(records: RecordDict, values: "Values", study: Study) -> tuple[dict[str, Array], SentState]:
+    """The state, empty where it did not come whole, and how it came."""
+    way = values.choice("state-way", ("whole", "difference", "held"))
+    is_coded = way == "difference"
+    if is_coded and study.communication.download == "fp32":
+        raise ProtocolError(
+            "the global model came as a coded difference, and the study's communication.download is fp32; both sides "
+            "need the same version of this program"
+        )
+    sent = SentState(
+        way,
+        values.text("state-digest", pattern=_DIGEST),
+        values.text("state-reference", pattern=_DIGEST if is_coded else ""),
+        _read_update(records) if is_coded else None,
+    )
+    return _read_arrays(records) if way == "whole" else {}, sent
+
+
+def _read_update(records: RecordDict) -> CodedUpdate:
+    return CodedUpdate(_read_arrays(records, key=_KEY_UPDATE), _read_arrays(records, key=_KEY_SCALES))
 
 
 def ping_records() -> RecordDict:
@@ -150,6 +186,7 @@ def read_train_task(records: RecordDict) -> TrainTask:
     """Read a task at a site; raises like `read_describe_task`."""
     values = Values(records, _KEY_TASK)
     study = values.study()
+    state, sent = _read_state(records, values, study)
     return TrainTask(
         study=study,
         run=values.text("run", pattern=_RUN),
@@ -159,7 +196,8 @@ def read_train_task(records: RecordDict) -> TrainTask:
         fedprox_mu=values.number("fedprox-mu", low=0.0, high=100.0),
         best_round=values.whole("best-round", low=0, high=study.rounds),
         run_id=values.text("run-id", pattern=_RUN_ID),
-        state=_read_arrays(records),
+        state=state,
+        sent=sent,
         control=_read_arrays(records, key=_KEY_CONTROL) if study.training.control_variates else None,
     )
 
@@ -178,6 +216,7 @@ def read_evaluate_task(records: RecordDict) -> EvaluateTask:
     """Read a task at a site; raises like `read_describe_task`."""
     values = Values(records, _KEY_TASK)
     study = values.study()
+    state, sent = _read_state(records, values, study)
     return EvaluateTask(
         study=study,
         run=values.text("run", pattern=_RUN),
@@ -188,7 +227,8 @@ def read_evaluate_task(records: RecordDict) -> EvaluateTask:
         threshold=_threshold(values, "threshold"),
         own_round=bool(values.whole("own-round", low=0, high=1)),
         run_id=values.text("run-id", pattern=_RUN_ID),
-        state=_read_arrays(records),
+        state=state,
+        sent=sent,
     )
 
 
@@ -250,6 +290,7 @@ def reply_records(reply: Reply) -> RecordDict:
                 "plan": reply.plan,
                 "step-microseconds": json.dumps(dict(reply.step_microseconds)),
                 "damaged": list(reply.damaged),
+                "held": reply.held,
             }
             records = RecordDict({_KEY_REPLY: ConfigRecord(config)})
             if reply.state:
@@ -265,6 +306,7 @@ def reply_records(reply: Reply) -> RecordDict:
                 "study-digest": reply.study_digest,
                 "seconds": [reply.seconds],
                 "damaged": list(reply.damaged),
+                "held": reply.held,
             }
             config |= _choice_config(reply.choice)
             records = _with_statistics(RecordDict({_KEY_REPLY: ConfigRecord(config)}), reply.evaluation)
@@ -297,6 +339,16 @@ def _compare_reply_records(reply: CompareReply) -> RecordDict:
     if lists:
         records[_KEY_COMPARISON] = MetricRecord({name: list(values) for name, values in lists.items()})
     return records
+
+
+def failure_code(records: RecordDict) -> str | None:
+    """The code of the failure that any reply reports; None for a reply that reports none.
+
+    Raises:
+        ProtocolError: If the reply has no readable beginning.
+    """
+    failure = Values(records, _KEY_REPLY).failure()
+    return None if failure is None else failure.code
 
 
 def read_manifest(records: RecordDict) -> SiteManifest | Failure:
@@ -350,10 +402,9 @@ def read_train_reply(records: RecordDict, *, study: Study) -> TrainReply | Failu
         step_microseconds=values.named_counts("step-microseconds"),
         evaluation=_read_evaluation(records, values, study=study, has_threshold=False),
         control=_read_arrays(records, key=_KEY_CONTROL) if study.training.control_variates else None,
-        update=CodedUpdate(_read_arrays(records, key=_KEY_UPDATE), _read_arrays(records, key=_KEY_SCALES))
-        if is_coded
-        else None,
+        update=_read_update(records) if is_coded else None,
         damaged=values.damaged(),
+        held=values.text("held", pattern=_DIGEST_OR_NONE),
     )
 
 
@@ -384,6 +435,7 @@ def read_evaluate_reply(records: RecordDict, task: EvaluateTask) -> EvaluateRepl
         choice=choice,
         personal_choice=personal_choice,
         damaged=values.damaged(),
+        held=values.text("held", pattern=_DIGEST_OR_NONE),
     )
 
 

@@ -19,7 +19,7 @@ from common.model_state import Array, ModelState, in_c_order
 from common.study import Study
 from common.tasks import DAMAGES, Damage, Failure
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Version of the messages. Both sides speak the same one."""
 
 MAX_FAILURE_CODE = 40

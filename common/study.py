@@ -271,6 +271,11 @@ class CommunicationSpec(Settings):
         description="what a site sends of its training: the state itself (fp32), or its difference from the state it "
         "was sent in 2 bytes a parameter (fp16_delta) or in 1 (int8_delta, with error feedback); buffers are exact",
     )
+    download: Literal["fp32", "fp16_delta", "int8_delta"] = Field(
+        default="fp32",
+        description="what a site is sent of the global model: the state itself (fp32), or, where it keeps the one "
+        "before, the difference as in upload, of which the global model then consists",
+    )
 
 
 class OperatingPointSpec(Settings):
@@ -394,6 +399,11 @@ class Study(Settings):
             )
         if method == "local" and self.communication.upload != "fp32":
             raise ValueError("aggregation local sends no state; delete communication.upload")
+        if method == "local" and self.communication.download != "fp32":
+            raise ValueError(
+                f"communication.download is {self.communication.download}, expected fp32 with aggregation local, whose "
+                "sites are sent the initial state and nothing that changes; delete communication.download"
+            )
         if self.model.norm in ("fedbn", "silobn") and method == "multi_krum":
             raise ValueError("multi_krum picks whole states, which do not exist with norm fedbn or silobn; use median")
         return self

@@ -17,6 +17,26 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
+Way = Literal["whole", "difference", "held"]
+
+
+@dataclass(frozen=True)
+class SentState:
+    """How a global state travels to one site.
+
+    Attributes:
+        way: "whole". "difference": coded, from a state that the site keeps. "held": not at all, for the site keeps it.
+        digest: SHA-256 of the state, which the site verifies whatever the way.
+        reference: SHA-256 of the state that a difference is from; empty for other ways.
+        update: The coded difference; None for other ways.
+    """
+
+    way: Way
+    digest: str
+    reference: str = ""
+    update: CodedUpdate | None = None
+
+
 @dataclass(frozen=True)
 class DescribeTask:
     """Asks a site what it brings to a study."""
@@ -38,6 +58,7 @@ class TrainTask:
         best_round: The round whose state is the best so far; what a site keeps of it may be asked for. 0: none.
         control: SCAFFOLD's control variate of the server; None without SCAFFOLD.
         run_id: Of this run alone, so that another one of the same name shares nothing with it at a site.
+        sent: How the state travels; None sends it whole. A task that was read has no state yet where it is not whole.
     """
 
     study: Study
@@ -50,6 +71,7 @@ class TrainTask:
     best_round: int = field(default=0, kw_only=True)
     control: ModelState | None = field(default=None, kw_only=True)
     run_id: str = field(default="", kw_only=True)
+    sent: SentState | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -65,6 +87,7 @@ class EvaluateTask:
         own_round: Whether a site that trains by itself evaluates the model of the best round up to this one, as it
             finds on its validation patients.
         run_id: As in `TrainTask`.
+        sent: Likewise.
     """
 
     study: Study
@@ -77,6 +100,7 @@ class EvaluateTask:
     class_counts: tuple[int, int] = field(kw_only=True)
     own_round: bool = field(default=False, kw_only=True)
     run_id: str = field(default="", kw_only=True)
+    sent: SentState | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -215,6 +239,7 @@ class TrainReply:
         update: The state as a coded difference from the one that was sent, in place of the state, which is empty then;
             None where the study's `communication.upload` is fp32.
         damaged: What the site had kept and could not read.
+        held: SHA-256 of the global state that the site keeps from now on; empty where it keeps none.
     """
 
     study_digest: str
@@ -231,6 +256,7 @@ class TrainReply:
     step_microseconds: Mapping[str, int] = field(default_factory=dict, kw_only=True)
     update: CodedUpdate | None = field(default=None, kw_only=True)
     damaged: tuple[Damage, ...] = field(default=(), kw_only=True)
+    held: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -241,6 +267,7 @@ class EvaluateReply:
         choice: Of a test of models that the sites trained by themselves; None otherwise.
         personal_choice: Of a test of own models beside the global one; None otherwise.
         damaged: What the site had kept and could not read.
+        held: As in `TrainReply`.
     """
 
     study_digest: str
@@ -250,6 +277,7 @@ class EvaluateReply:
     choice: OwnChoice | None = field(default=None, kw_only=True)
     personal_choice: OwnChoice | None = field(default=None, kw_only=True)
     damaged: tuple[Damage, ...] = field(default=(), kw_only=True)
+    held: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""A site's update in fewer bytes than the state itself: what it trained, as a coded difference from the state it got.
+"""A model state in fewer bytes than it has: as a coded difference from one that the receiver has already.
+
+Of a site it is what it trained, from the state that it was sent; of the coordinator the next global state, from the one
+before.
 
 Differences of trained parameters are sent as 16-bit floating-point numbers with one scale a tensor, or as 8-bit whole
 numbers with one scale for each output channel. Everything else of a state, such as statistics of normalisation layers
@@ -35,8 +38,8 @@ class CodedUpdate:
             channels along its first axis.
     """
 
-    values: dict[str, Array]
-    scales: dict[str, Array]
+    values: ModelState
+    scales: ModelState
 
 
 def encode_update(
@@ -50,8 +53,8 @@ def encode_update(
     """Code what has changed since a reference.
 
     Args:
-        state: The trained state.
-        reference: The state that the site was sent, which the receiver has too; of the same names and shapes.
+        state: The new state.
+        reference: The state that the receiver has too; of the same names and shapes.
         scheme: The code.
         trained: Names of the trained parameters; those of floating-point numbers are coded.
         carried: What earlier codes have lost, by the name; added to the difference. None adds nothing.
@@ -89,7 +92,7 @@ def decode_update(update: CodedUpdate, reference: ModelState, scheme: Scheme, *,
 
     Args:
         update: What came.
-        reference: The state that the site was sent.
+        reference: The state that it is a difference from.
         scheme: The code.
         trained: As in `encode_update`.
 

@@ -10,7 +10,7 @@ from common.errors import ProtocolError
 from common.messages import MESSAGE_TYPES, task_records
 from common.study import Study
 from common.tasks import CompareTask, DuplicatesTask, EvaluateTask, Failure, StatisticsTask
-from server.exchange import collect
+from server.exchange import Contents, collect
 
 ReplyT = TypeVar("ReplyT")
 
@@ -32,6 +32,8 @@ def ask_each(
     read: Callable[[str, RecordDict], ReplyT],
     *,
     nodes: Mapping[str, int],
+    contents: Contents | None = None,
+    on_sent: Callable[[str, int], None] = lambda site, num_bytes: None,
     group: str,
     enough: int,
     answered: Callable[[str], None],
@@ -42,6 +44,8 @@ def ask_each(
         grid: Flower's Grid.
         task: What every site is asked.
         read: Reads the reply of a site; raises ProtocolError, whose text is the reason, if it is of no use.
+        contents: What the sites are sent of the task; None for all of it.
+        on_sent: Called with the site and the bytes of the content whenever it has been sent that.
         nodes: Flower's node of each site that is asked.
         group: Flower's label for these messages.
         enough: Replies without which sites that are not connected are waited for.
@@ -62,13 +66,14 @@ def ask_each(
 
     problems |= collect(
         grid,
-        lambda: task_records(task),
+        contents or Contents.alike(lambda: task_records(task)),
         message_type=MESSAGE_TYPES[type(task)],
         group=group,
         nodes=nodes,
         timeout_s=task.study.participation.round_timeout_s,
         enough=enough,
         on_reply=take,
+        on_sent=on_sent,
     )
     return replies, problems
 

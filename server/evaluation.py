@@ -11,6 +11,7 @@ from common.errors import ProtocolError
 from common.messages import read_evaluate_reply
 from common.tasks import Damage, EvaluateReply, EvaluateTask, Evaluation, OwnChoice, SiteManifest
 from server.asking import ask_each, require_of_study
+from server.downloads import Downloads
 from server.pooling import Pool, pool_evaluations
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ def evaluate_at_sites(
     grid: Grid,
     task: EvaluateTask,
     *,
+    downloads: Downloads,
     nodes: Mapping[str, int],
     manifests: Mapping[str, SiteManifest],
     missing: Mapping[str, str],
@@ -51,6 +53,7 @@ def evaluate_at_sites(
     Args:
         grid: Flower's Grid.
         task: What every site is asked.
+        downloads: How its state goes to each.
         nodes: Flower's node of each site that is asked.
         manifests: What those sites registered.
         missing: Sites that are not asked, with the reason.
@@ -65,7 +68,19 @@ def evaluate_at_sites(
         return _read(records, task, manifests[site], has_personal=site in with_personal)
 
     enough = study.participation.min_sites
-    replies, unusable = ask_each(grid, task, read, nodes=nodes, group=task.split, enough=enough, answered=answered)
+    replies, unusable = ask_each(
+        grid,
+        task,
+        read,
+        contents=downloads.contents,
+        on_sent=downloads.note_sent,
+        nodes=nodes,
+        group=task.split,
+        enough=enough,
+        answered=answered,
+    )
+    for site, reply in replies.items():
+        downloads.holdings.note(site, reply.held)
     problems = dict(missing) | unusable
     for site, reason in sorted(problems.items()):
         log.warning("evaluation on %s, %s: %s", task.split, site, reason)

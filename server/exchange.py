@@ -11,7 +11,7 @@ that answers the ping while its reply is missing has lost its work.
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import Message, RecordDict
@@ -51,9 +51,31 @@ LOST_PINGS = {3, 4, 5}
 NO_REPLY = "no reply before the deadline"
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What sites are sent.
+
+    Attributes:
+        make: Makes the content of a kind. Asked for whenever there is somebody to send it to, so that a large content
+            need not wait in memory for the replies.
+        kind_for: The kind that a site is sent; sites of one kind are sent the same.
+        asks_for_other: Whether a site's reply says that it can do nothing with its content and needs another kind,
+            which `kind_for` gives from then on. A site may do that once, and is not sent the less often for it.
+    """
+
+    make: Callable[[str], RecordDict]
+    kind_for: Callable[[str], str] = lambda site: ""
+    asks_for_other: Callable[[str, RecordDict], bool] = lambda site, reply: False
+
+    @classmethod
+    def alike(cls, make: Callable[[], RecordDict]) -> "Contents":
+        """The same for every site."""
+        return cls(lambda kind: make())
+
+
 def collect(
     grid: Grid,
-    content: Callable[[], RecordDict],
+    contents: Contents,
     *,
     message_type: str,
     group: str,
@@ -63,7 +85,7 @@ def collect(
     on_reply: Callable[[str, RecordDict], None],
     on_sent: Callable[[str, int], None] = lambda site, num_bytes: None,
 ) -> dict[str, str]:
-    """Send the same content to several sites and collect their replies.
+    """Send several sites their content and collect their replies.
 
     A site that is connected is waited for until the deadline, also if it then loses its connection. A site that is not
     connected is sent its message as soon as it comes, but once the others are done nobody waits for it, unless fewer
@@ -71,8 +93,7 @@ def collect(
 
     Args:
         grid: Flower's Grid.
-        content: Makes what every site is sent. Asked for whenever there is somebody to send it to, so that a large
-            content need not wait in memory for the replies.
+        contents: What the sites are sent.
         message_type: Flower's type of message.
         group: Flower's label for messages that belong together, such as the round.
         nodes: Flower's node for each site.
@@ -85,7 +106,7 @@ def collect(
         The reason for each site that gave no usable reply.
     """
     slots = [_Slot(site, nodes[site]) for site in sorted(nodes)]
-    exchange = _Exchange(PatientGrid(grid), slots, content, message_type, group, timeout_s, on_reply, on_sent)
+    exchange = _Exchange(PatientGrid(grid), slots, contents, message_type, group, timeout_s, on_reply, on_sent)
     try:
         exchange.run(enough)
     finally:
@@ -97,11 +118,11 @@ def collect(
 
 @dataclass
 class _Exchange:
-    """One content on its way to several sites."""
+    """One task on its way to several sites."""
 
     link: PatientGrid
     slots: list["_Slot"]
-    content: Callable[[], RecordDict]
+    contents: Contents
     message_type: str
     group: str
     timeout_s: float
@@ -134,11 +155,13 @@ class _Exchange:
         for slot in self.slots:
             slot.is_connected = slot.node in online
         unsent = [slot for slot in self.slots if not slot.done and slot.message_id is None and slot.is_connected]
-        if not unsent:
-            return
-        content = self.content()
+        kinds = {slot.site: self.contents.kind_for(slot.site) for slot in unsent}
+        for kind in sorted(set(kinds.values())):
+            self._send(self.contents.make(kind), [slot for slot in unsent if kinds[slot.site] == kind], online)
+
+    def _send(self, content: RecordDict, slots: Sequence["_Slot"], online: Mapping[int, NodeInfo]) -> None:
         num_bytes = content_bytes(content)
-        for slot in unsent:
+        for slot in slots:
             number = self.link.send(self._message(slot, self.message_type, content))
             slot.sent(number, online[slot.node])
             if number is not None:
@@ -161,10 +184,17 @@ class _Exchange:
             if slot.pull is not None and slot.pull.is_done:
                 pull, slot.pull = slot.pull, None
                 try:
-                    is_news |= not slot.done and slot.take(pull, self.on_reply)
+                    is_news |= not slot.done and slot.take(pull, self._take_reply)
                 finally:
                     pull.close()
         return is_news
+
+    def _take_reply(self, slot: "_Slot", reply: RecordDict) -> None:
+        if not slot.asked_for_other and self.contents.asks_for_other(slot.site, reply):
+            slot.asks_for_other()
+            return
+        slot.done = True
+        self.on_reply(slot.site, reply)
 
     def _worth_waiting(self, enough: int) -> bool:
         if all(slot.done for slot in self.slots):
@@ -179,6 +209,7 @@ class _Slot:
 
     Attributes:
         tries: How often it was sent the message.
+        asked_for_other: Whether it has asked for another content.
         message_id: The message it is to answer; None if it is to be sent one.
         ping_id: The ping it has not answered; None if there is none.
         activated: When Flower last saw its SuperNode connect, as told when the message or the ping was sent. Empty
@@ -191,6 +222,7 @@ class _Slot:
     site: str
     node: int
     tries: int = 0
+    asked_for_other: bool = False
     message_id: str | None = None
     ping_id: str | None = None
     activated: str = ""
@@ -235,7 +267,7 @@ class _Slot:
         """The messages it has not answered, to be asked for at once: then a reply never comes after its ping's."""
         return [number for number in (self.message_id, self.ping_id) if number is not None]
 
-    def take(self, pull: Pull, on_reply: Callable[[str, RecordDict], None]) -> bool:
+    def take(self, pull: Pull, on_reply: Callable[["_Slot", RecordDict], None]) -> bool:
         """Take what a request that is done has brought; True if that is news."""
         try:
             replies = pull.replies()
@@ -257,13 +289,12 @@ class _Slot:
             self._send_again("the work was lost when the site was restarted or cut off")
         return True
 
-    def _take_reply(self, reply: Message, on_reply: Callable[[str, RecordDict], None]) -> None:
+    def _take_reply(self, reply: Message, on_reply: Callable[["_Slot", RecordDict], None]) -> None:
         if reply.has_content():
             if reply.metadata.src_node_id != self.node:  # Flower 1.41 refuses such a reply as well
                 self._fail("the reply came from another node")
                 return
-            self.done = True
-            on_reply(self.site, reply.content)
+            on_reply(self, reply.content)
             return
         reason = TRANSPORT_ERRORS.get(reply.error.code)
         if reason is not None:
@@ -279,10 +310,15 @@ class _Slot:
             self._fail(f"the site's program failed (Flower error {reply.error.code})")
 
     def _send_again(self, reason: str) -> None:
-        if self.tries >= MAX_TRIES:
+        if self.tries >= MAX_TRIES + self.asked_for_other:
             self._fail(reason)
             return
         log.warning("%s: %s, sending again", self.site, reason)
+        self.message_id, self.ping_id = None, None
+
+    def asks_for_other(self) -> None:
+        """Note that it is to be sent another content, which is no fault of anybody."""
+        self.asked_for_other = True
         self.message_id, self.ping_id = None, None
 
     def _fail(self, reason: str) -> None:

@@ -20,6 +20,7 @@ from server.aggregation import initial_memory
 from server.compare_with import EarlierModel, noted_models
 from server.comparison import ComparedSites, compare_at_sites, comparison_values
 from server.decision import Decision, decide, decided_by_sites, with_confusion, with_own_confusions
+from server.downloads import Downloads, Holdings, remembered_difference
 from server.evaluation import EvaluatedState, evaluate_at_sites
 from server.fedprox import ProximalStrength, adapted, first_strength
 from server.global_state import trained_names
@@ -90,6 +91,7 @@ class Federation:
             resumed = self._begin_run()
         self._progress = resumed
         self._memory = checkpoint.load_memory(folder, resumed)
+        self._holdings = Holdings()
 
     def _begin_run(self) -> Progress:
         study, state = self._study, starting_state(self._folder)
@@ -242,9 +244,11 @@ class Federation:
             run_id=self._progress.run_id,
         )
         answered = self._begin("round", nodes, round=round)
+        before = self._progress.state_digest
         result = run_round(
             self._grid,
             task,
+            downloads=Downloads(task, before, self._holdings),
             folder=self._folder,
             nodes=nodes,
             manifests=manifests,
@@ -280,6 +284,7 @@ class Federation:
             self._folder, self._progress, record=record, state=result.state, memory=result.memory
         )
         self._memory = checkpoint.load_memory(self._folder, self._progress)
+        self._holdings.difference = remembered_difference(self._memory, reference=before, digest=record.state_digest)
         for name, site in sorted(sites.items()):
             log.info("round %d, %s: %s", round, name, missing.get(name) or _work_done(site))
         return checkpoint.load_state(self._folder, round)
@@ -324,8 +329,7 @@ class Federation:
         if best.round == self._study.rounds:
             best_state, chosen = state, last
         else:
-            digest = checkpoint.read_rounds(self._folder, self._progress)[best.round - 1]["state_digest"]
-            best_state = checkpoint.load_state(self._folder, best.round, digest=digest)
+            best_state = checkpoint.load_state(self._folder, best.round, digest=self._digest_after(best.round))
             chosen = self._evaluate("validation", best.round, best_state)
         decision = decide(chosen.pool, self._study)
         test = self._test(best.round, best_state, decision=decision)
@@ -408,11 +412,17 @@ class Federation:
         return evaluate_at_sites(
             self._grid,
             task,
+            downloads=Downloads(task, self._digest_after(round), self._holdings),
             nodes=nodes,
             manifests=manifests,
             missing=self._not_asked(held_out=tested),
             answered=self._begin(split, nodes),
         )
+
+    def _digest_after(self, round: int) -> str:
+        """SHA-256 of the global state after a finished round."""
+        digest: str = checkpoint.read_rounds(self._folder, self._progress)[round - 1]["state_digest"]
+        return digest
 
     def _compare(self) -> list[dict[str, Any]]:
         """Compare what was tested with the runs that the coordinator named, as the record has it."""

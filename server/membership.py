@@ -12,7 +12,7 @@ from common.flower_private import NodeInfo
 from common.messages import MESSAGE_TYPES, read_manifest, task_records
 from common.study import Study
 from common.tasks import DescribeTask, Failure, SiteManifest
-from server.exchange import collect
+from server.exchange import Contents, collect
 from server.patient_grid import PatientGrid
 from server.run_folder import Participants
 
@@ -84,7 +84,7 @@ class Membership:
 
         failures = collect(
             self._grid,
-            lambda: task_records(DescribeTask(self._study)),
+            Contents.alike(lambda: task_records(DescribeTask(self._study))),
             message_type=MESSAGE_TYPES[DescribeTask],
             group="describe",
             nodes={key: info.node_id for key, info in unknown.items()},

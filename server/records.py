@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from common.tasks import Damage
+from common.tasks import Damage, Way
 
 SiteStatus = Literal["accepted", "refused", "failed", "absent", "quarantined"]
 
@@ -26,7 +26,9 @@ class SiteRound:
         plan: How it computed its steps: "fp32" or a faster way.
         step_microseconds: What a step took it by each way it measured; None where it measured none.
         bytes_down: Bytes of what it was sent, as often as that was sent; without the framing of Flower and TLS.
-        bytes_up: Bytes of its reply, likewise. Both are None for a site that was not asked.
+        state_down: How the global state went there, as often as it was sent: "whole", "difference" or, where the site
+            kept it already, "held". Whole after another way: the site asked for that.
+        bytes_up: Bytes of its reply, likewise. All three are None for a site that was not asked.
         damaged: What it had kept of the run and could not read.
     """
 
@@ -42,6 +44,7 @@ class SiteRound:
     received_bytes: int | None = None
     control_norm: float | None = None
     bytes_down: int | None = None
+    state_down: tuple[Way, ...] | None = None
     bytes_up: int | None = None
     damaged: tuple[Damage, ...] = ()
     plan: str | None = None

@@ -9,7 +9,7 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from common.errors import ProtocolError
-from common.messages import MESSAGE_TYPES, read_train_reply, task_records
+from common.messages import MESSAGE_TYPES, read_train_reply
 from common.model_state import ModelState, encode_state
 from common.record_values import content_bytes
 from common.study import Study
@@ -17,6 +17,7 @@ from common.tasks import Evaluation, Failure, SiteManifest, TrainReply, TrainTas
 from common.update_codec import decode_update
 from server.aggregation import Memory, aggregation_weight, balanced_class_weights, mean_control, next_state
 from server.disk import once_there_is_room
+from server.downloads import Downloads, as_sites_have_it
 from server.exchange import collect
 from server.gatekeeper import outlying_updates, screen_control, screen_train_reply
 from server.records import SiteRound
@@ -77,6 +78,7 @@ def run_round(
     grid: Grid,
     task: TrainTask,
     *,
+    downloads: Downloads,
     folder: RunFolder,
     nodes: Mapping[str, int],
     manifests: Mapping[str, SiteManifest],
@@ -88,6 +90,7 @@ def run_round(
     Args:
         grid: Flower's Grid.
         task: What every site is asked.
+        downloads: How its state goes to each.
         folder: The run.
         nodes: Flower's node of each site that is asked.
         manifests: What those sites registered.
@@ -95,10 +98,6 @@ def run_round(
         answered: Called with each site whose reply has come.
     """
     reception = _Reception(task, folder, manifests, aggregation.trained)
-    sent = dict.fromkeys(nodes, 0)
-
-    def note_sent(site: str, num_bytes: int) -> None:
-        sent[site] += num_bytes
 
     def take(site: str, records: RecordDict) -> None:
         reception.take(site, records)
@@ -106,19 +105,21 @@ def run_round(
 
     failures = collect(
         grid,
-        lambda: task_records(task),
+        downloads.contents,
         message_type=MESSAGE_TYPES[TrainTask],
         group=str(task.round),
         nodes=nodes,
         timeout_s=task.study.participation.round_timeout_s,
         enough=task.study.participation.min_sites,
         on_reply=take,
-        on_sent=note_sent,
+        on_sent=downloads.note_sent,
     )
     reception.sites |= {name: SiteRound("failed", reason) for name, reason in failures.items()}
-    reception.note_bytes(sent)
+    reception.note_bytes(downloads)
     reception.refuse_outliers(task.study.participation.max_update_norm_ratio)
     accepted = {name: site for name, site in sorted(reception.sites.items()) if site.status == "accepted"}
+    for name in accepted:
+        downloads.holdings.note(name, reception.held[name])
     for name, site in sorted(reception.sites.items()):
         if site.status != "accepted":
             log.warning("round %d, %s: %s: %s", task.round, name, site.status, site.reason)
@@ -142,13 +143,16 @@ def _aggregate(
     )
     for name, weight in zip(sorted(accepted), made.weights, strict=False):  # no weights where no state is made
         reception.sites[name] = replace(reception.sites[name], weight=weight)
-    memory = dict(made.memory)
+    state, of_code = as_sites_have_it(
+        task.study, made.state, before=task.state, memory=aggregation.memory, trained=aggregation.trained
+    )
+    memory = {**made.memory, **of_code}
     if task.control is not None:
         kept = {part: values for part, values in aggregation.memory.items() if part.startswith(_CONTROL_OF)}
         kept = dict(sorted((kept | reception.controls(accepted)).items()))
         memory["control"] = mean_control(list(kept.values()), like=task.control, num_sites=aggregation.num_sites)
         memory |= kept
-    return made.state, memory
+    return state, memory
 
 
 class _Reception:
@@ -165,6 +169,7 @@ class _Reception:
         self._sends_state = task.study.aggregation.method != "local"
         self.sites: dict[str, SiteRound] = {}
         self.evaluations: dict[str, Evaluation] = {}
+        self.held: dict[str, str] = {}
         folder.replies.mkdir(exist_ok=True)
         self.clear()
 
@@ -194,6 +199,7 @@ class _Reception:
         if reply.control is not None:
             received_bytes += self._store(self._control_path(site), reply.control)
         self.evaluations[site] = reply.evaluation
+        self.held[site] = reply.held
         self.sites[site] = SiteRound(
             "accepted",
             num_patients=reply.num_patients,
@@ -222,10 +228,15 @@ class _Reception:
         state = decode_update(reply.update, self._task.state, scheme, trained=self._trained)
         return replace(reply, state=state, update=None)
 
-    def note_bytes(self, sent: Mapping[str, int]) -> None:
+    def note_bytes(self, sent: Downloads) -> None:
         """Note what went to each site and what came of it."""
         self.sites = {
-            name: replace(site, bytes_down=sent[name], bytes_up=self._bytes_up.get(name, 0))
+            name: replace(
+                site,
+                bytes_down=sent.num_bytes.get(name, 0),
+                state_down=sent.ways.get(name, ()),
+                bytes_up=self._bytes_up.get(name, 0),
+            )
             for name, site in self.sites.items()
         }
 

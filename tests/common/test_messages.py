@@ -34,6 +34,7 @@ from common.tasks import (
     EvaluateTask,
     Evaluation,
     Failure,
+    SentState,
     SiteManifest,
     TrainReply,
     TrainTask,
@@ -138,7 +139,8 @@ def test_train_task_is_read_as_it_was_sent(round: int, weights: tuple[float, flo
     read = read_train_task(task_records(task))
 
     assert state_digest(read.state) == state_digest(task.state)
-    assert replace(read, state=task.state) == task
+    assert read.sent == SentState("whole", state_digest(task.state))
+    assert replace(read, state=task.state, sent=None) == task
 
 
 @given(st.none() | st.floats(allow_nan=False), st.sampled_from(["validation", "test"]))
@@ -148,7 +150,8 @@ def test_evaluate_task_is_read_as_it_was_sent(threshold: float | None, split: An
     read = read_evaluate_task(task_records(task))
 
     assert state_digest(read.state) == state_digest(task.state)
-    assert replace(read, state=task.state) == task
+    assert read.sent == SentState("whole", state_digest(task.state))
+    assert replace(read, state=task.state, sent=None) == task
 
 
 def test_describe_task_is_read_as_it_was_sent() -> None:

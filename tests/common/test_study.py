@@ -194,6 +194,7 @@ OTHER_VALUES: dict[str, object] = {
     "personalization.method": "ditto",
     "participation.held_out": ["hospital-f"],
     "communication.upload": "int8_delta",
+    "communication.download": "int8_delta",
     "split.num_folds": 5,
     "evaluation.operating_point.rule": "specificity",
     "evaluation.operating_point.value": 0.8,

@@ -14,7 +14,7 @@ from common.flower_private import NodeInfo, Run, assign_message_id, take_server_
 from common.messages import PING_TYPE, ping_records
 from server import exchange as module
 from server import patient_grid
-from server.exchange import MAX_TRIES, TRANSPORT_ERRORS, collect
+from server.exchange import MAX_TRIES, TRANSPORT_ERRORS, Contents, collect
 
 CONTENT = RecordDict({"task": ConfigRecord({"x": 1})})
 OK = RecordDict({"reply": ConfigRecord({"x": 2})})
@@ -112,7 +112,12 @@ def always(*nodes: int) -> Callable[[int], set[int]]:
 
 
 def exchange(
-    grid: Grid, nodes: Mapping[str, int], *, timeout_s: float = 60, enough: int = 1
+    grid: Grid,
+    nodes: Mapping[str, int],
+    *,
+    timeout_s: float = 60,
+    enough: int = 1,
+    contents: Contents | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """The sites whose replies were handed on, in their order, and the reasons for the others."""
     replied: list[str] = []
@@ -123,7 +128,7 @@ def exchange(
 
     failures = collect(
         grid,
-        lambda: CONTENT,
+        Contents.alike(lambda: CONTENT) if contents is None else contents,
         message_type="train",
         group="7",
         nodes=nodes,
@@ -635,3 +640,45 @@ def test_upload_that_is_slow_is_taken_when_it_is_done(monkeypatch: pytest.Monkey
 
     assert replied == ["b", "a"]
     assert failures == {}
+
+
+# --- sites that are sent something else -------------------------------------------------------------------------------
+
+
+def short_where_held(asks: Sequence[str]) -> tuple[Contents, list[str]]:
+    """Contents that are short until a site has asked for the long one; the sites in `asks` always do."""
+    made: list[str] = []
+    lacking: set[str] = set()
+
+    def make(kind: str) -> RecordDict:
+        made.append(kind)
+        return CONTENT
+
+    def asks_for_other(site: str, reply: RecordDict) -> bool:
+        if site in asks:
+            lacking.add(site)
+        return site in asks
+
+    return Contents(make, lambda site: "long" if site in lacking else "short", asks_for_other), made
+
+
+def test_sites_of_one_kind_share_their_content_and_one_that_asks_is_sent_the_other() -> None:
+    grid = ScriptedGrid(always(1, 2), {1: [OK], 2: [OK]})
+    contents, made = short_where_held(["a"])
+
+    replied, failures = exchange(grid, {"a": 1, "b": 2}, contents=contents)
+
+    assert (sorted(replied), failures) == (["a", "b"], {})
+    assert made == ["short", "long"]
+    assert (grid.num_tries(1), grid.num_tries(2)) == (2, 1)
+
+
+def test_site_that_asks_for_another_content_may_still_lose_its_work_as_often_as_others() -> None:
+    contents, made = short_where_held(["a"])
+    grid = ScriptedGrid(always(1), {1: [OK, 5, 5, OK]})
+
+    replied, failures = exchange(grid, {"a": 1}, contents=contents)
+
+    assert (replied, failures) == (["a"], {})
+    assert grid.num_tries(1) == MAX_TRIES + 1
+    assert made == ["short", "long", "long", "long"]

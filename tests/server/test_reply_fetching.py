@@ -34,7 +34,7 @@ from common.model_state import Array
 from common.study import parse_study
 from common.tasks import TrainTask
 from server import exchange, flower_private
-from server.exchange import collect
+from server.exchange import Contents, collect
 from server.flower_private import end_turn, fetch_one_reply_at_a_time, has_turn
 from tests.tiny_hospitals import study_text
 
@@ -229,7 +229,7 @@ def replies_and_failures(
 
     failures = collect(
         grid_of(superlink),
-        lambda: RecordDict({"task": ConfigRecord({"x": 1})}),
+        Contents.alike(lambda: RecordDict({"task": ConfigRecord({"x": 1})})),
         message_type="train",
         group="1",
         nodes={f"site {node}": node for node in superlink.answers},
