@@ -126,20 +126,89 @@ class FlowerCommands:
         ]
 
 
+class Process(Protocol):
+    """A child of this process; what `subprocess.Popen` has of it."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+
+    def poll(self) -> int | None:
+        """The exit status, negative for a signal; None while it runs."""
+
+    def wait(self) -> int:
+        """The exit status, once it has ended."""
+
+    def send_signal(self, number: int, /) -> None:
+        """Send a signal, if it runs."""
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+
+
+class Starter(Protocol):
+    """Starts a command as a child of this process that leads a session of its own."""
+
+    def __call__(
+        self,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        folder: Path,
+        log: IO[bytes],
+        keep: tuple[int, ...],
+    ) -> Process:
+        """Start it.
+
+        Args:
+            command: Program and arguments.
+            environment: Its whole environment.
+            folder: Where it runs.
+            log: Where its output goes.
+            keep: File descriptors that it gets under the numbers they have here.
+
+        Raises:
+            OSError: If the machine has no room for it.
+        """
+
+
+def start_program(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    folder: Path,
+    log: IO[bytes],
+    keep: tuple[int, ...],
+) -> "subprocess.Popen[bytes]":
+    """See `Starter`."""
+    return subprocess.Popen(
+        command,
+        env=dict(environment),
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        pass_fds=keep,
+        start_new_session=True,
+    )
+
+
 class FlowerPrograms:
     """The two programs as children of this process, each leading a session of its own."""
 
-    def __init__(self, commands: Commands, log_path: Path) -> None:
+    def __init__(self, commands: Commands, log_path: Path, starter: Starter = start_program) -> None:
         """Start nothing yet.
 
         Args:
             commands: What to start.
             log_path: Where their output goes; bounded, and for its owner alone.
+            starter: Starts each of them.
         """
         self._commands = commands
         self._log_path = log_path
-        self._supernode: subprocess.Popen[bytes] | None = None
-        self._superexec: subprocess.Popen[bytes] | None = None
+        self._starter = starter
+        self._supernode: Process | None = None
+        self._superexec: Process | None = None
         self._events: EventReader | None = None
         self._port = 0
         self._log_fault: OSError | None = None
@@ -184,18 +253,10 @@ class FlowerPrograms:
         """
         self._superexec = self._start(self._commands.superexec(port=self._port))
 
-    def _start(self, command: Sequence[str], *, keep: tuple[int, ...] = ()) -> "subprocess.Popen[bytes]":
+    def _start(self, command: Sequence[str], *, keep: tuple[int, ...] = ()) -> Process:
+        environment, folder = self._commands.environment, self._commands.folder
         with self._log() as log:
-            return subprocess.Popen(
-                command,
-                env=dict(self._commands.environment),
-                cwd=self._commands.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=keep,
-                start_new_session=True,
-            )
+            return self._starter(command, environment=environment, folder=folder, log=log, keep=keep)
 
     def _log(self) -> IO[bytes]:
         """The log, or nowhere if it cannot be opened: the programs do not hang on it."""
@@ -253,7 +314,7 @@ class FlowerPrograms:
             self._events = None
 
     @staticmethod
-    def _kill(process: "subprocess.Popen[bytes]") -> None:
+    def _kill(process: Process) -> None:
         below = descendants(process.pid)  # some lead sessions of their own
         signal_group(process.pid, signal.SIGKILL)
         signal_each(below, signal.SIGKILL)

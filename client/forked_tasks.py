@@ -32,6 +32,21 @@ _CHEAP_LOOK_AT_GPUS = "PYTORCH_NVML_BASED_CUDA_CHECK"
 """Environment variable by which torch looks for GPUs without touching them (torch 2.13, `torch.cuda.is_available`)."""
 
 
+def import_for_tasks() -> None:
+    """Import what every task needs, without a touch of a GPU.
+
+    Raises:
+        ImportError: If the installation is not whole.
+    """
+    os.environ.setdefault(_CHEAP_LOOK_AT_GPUS, "1")
+    for module in _NEEDED_BY_EVERY_TASK:
+        import_module(module)
+    import torch
+
+    if torch.version.cuda is None:  # its compiler, which every first step imports, might look for a GPU
+        import_module("torch._dynamo")
+
+
 class ForkedTasks:
     """Starts ClientApps as copies of this process, which does nothing else in other threads.
 
@@ -49,10 +64,8 @@ class ForkedTasks:
         """Import what every task needs; None where copies cannot be made."""
         if sys.platform != "linux":
             return None
-        os.environ.setdefault(_CHEAP_LOOK_AT_GPUS, "1")
         try:
-            for module in _NEEDED_BY_EVERY_TASK:
-                import_module(module)
+            import_for_tasks()
         except ImportError as error:
             log.error("this installation is not whole (%s); reinstall it", error.name)
             return None  # a new program finds the same and tells the coordinator by a code

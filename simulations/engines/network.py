@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import IO
 
 from client.config import ServerSpec, read_site_config
-from client.flower_programs import CHUNK_VARIABLE, FlowerCommands, FlowerPrograms
+from client.flower_programs import CHUNK_VARIABLE, FlowerCommands, FlowerPrograms, Starter, start_program
 from client.kit import kit_of
+from common.flower_environment import flower_environment
 from server.locks import is_held
 from server.processes import free_ports, stop_group
 from server.provisioning import make_site_key_pair
 from server.run_folder import RunFolder
 from server.superlink import SuperLink, SuperLinkError
 from simulations.engines.launch import EngineError, Launch
+from simulations.engines.nursery import nursery
 
 START_TIMEOUT_S = 60.0
 ASK_EVERY_S, MAX_FAILURES = 30.0, 10
@@ -52,14 +54,17 @@ def run_network(launch: Launch) -> None:
         link = SuperLink(home / "superlink", port=port, runs=launch.folder.path.parent, in_memory=True)
         link.prepare(now=datetime.now(UTC))
         environment = _quick(link.environment(os.environ))
+        # Before the SuperLink, which takes as long to begin as the modules take to be imported.
+        copies = stack.enter_context(nursery(_quick(flower_environment(os.environ, home=str(home), programs="")), log))
         superlink = stack.enter_context(_process(link.superlink_command(), environment, log))
         stack.enter_context(_process(link.superexec_command(), environment, log))
         try:
             _wait_until_listening(link, superlink, Path(log.name))
             programs = []
-            for name, path in launch.sites.items():  # while one is registered, the one before imports what it needs
+            for name, path in launch.sites.items():
                 key = _registered_key(link, home / "pki" / name, name)
-                programs.append(stack.enter_context(_programs(name, path, key, link, log=Path(log.name))))
+                starter = start_program if copies is None else copies.start
+                programs.append(stack.enter_context(_programs(path, key, link, log=Path(log.name), starter=starter)))
             _carry(link, launch.folder, superlink, programs, Path(log.name))
         except SuperLinkError as error:
             raise EngineError(f"{error}; see {log.name}") from None
@@ -172,14 +177,14 @@ class _Asks:
 
 
 @contextmanager
-def _programs(name: str, path: Path, key: Path, link: SuperLink, *, log: Path) -> Iterator["_SitePrograms"]:
+def _programs(path: Path, key: Path, link: SuperLink, *, log: Path, starter: Starter) -> Iterator["_SitePrograms"]:
     """A site's programs, as `gliorn-client` starts them, with a folder of their own for their files."""
     config = read_site_config(path)
     server = ServerSpec(address=link.address, ca_certificate=link.authority, private_key=key)
     config = config.model_copy(update={"server": server})
     commands = FlowerCommands(kit_of(config, origin=path), config, path, _quick(os.environ))
     commands.prepare()
-    programs = FlowerPrograms(commands, log)
+    programs = FlowerPrograms(commands, log, starter)
     try:
         yield _SitePrograms(programs, log)
     finally:
