@@ -13,14 +13,19 @@ import pytest
 from tests.tiny_hospitals import study_text, write_tiny_hospital
 
 ENGINES = ("in-process", "ray", "network")
+CODED = {"upload": "fp16_delta", "download": "int8_delta"}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """One run of two sites and two rounds by each engine, from the command line."""
+    """One run of two sites and two rounds by each engine, from the command line.
+
+    States go both ways as differences, so that whole states, differences, and states that a site keeps are among what
+    travels.
+    """
     folder = tmp_path_factory.mktemp("engines")
     sites = [write_tiny_hospital(folder, name) for name in ("a", "b")]
-    (folder / "study.yaml").write_text(study_text(), encoding="utf-8")
+    (folder / "study.yaml").write_text(study_text(communication=CODED), encoding="utf-8")
     finished = {}
     for engine in ENGINES:
         out = folder / engine
@@ -57,6 +62,13 @@ def test_all_engines_end_with_the_same_figures(runs: Mapping[str, Path]) -> None
     for engine in ("ray", "network"):
         assert records[engine]["figures"] == records["in-process"]["figures"]
         assert records[engine]["operating_point"] == records["in-process"]["operating_point"]
+
+
+def test_all_engines_send_the_state_in_the_same_ways(runs: Mapping[str, Path]) -> None:
+    for out in runs.values():
+        rounds = [json.loads(line) for line in (out / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
+        ways = [[site["state_down"] for site in record["sites"].values()] for record in rounds]
+        assert ways == [[["whole"], ["whole"]], [["difference"], ["difference"]]]
 
 
 def test_the_record_names_the_engine(runs: Mapping[str, Path]) -> None:
