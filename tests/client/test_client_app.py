@@ -24,6 +24,7 @@ from common.messages import (
     task_records,
 )
 from common.models import initial_state
+from common.record_values import PROTOCOL
 from common.study import parse_study
 from common.tasks import (
     CompareReply,
@@ -95,7 +96,7 @@ def test_site_answers_all_three_questions(hospital: Path) -> None:
     "content",
     [
         pytest.param(RecordDict(), id="nothing"),
-        pytest.param(RecordDict({"task": ConfigRecord({"protocol": 3})}), id="no study"),
+        pytest.param(RecordDict({"task": ConfigRecord({"protocol": PROTOCOL})}), id="no study"),
         pytest.param(RecordDict({"task": ConfigRecord({"protocol": 99, "study": "{}"})}), id="another protocol"),
     ],
 )

@@ -18,6 +18,7 @@ from client.site_memory import SiteMemory
 from common.errors import ConfigError
 from common.model_state import decode_state, state_digest
 from common.models import local_names
+from common.record_values import PROTOCOL
 from server.federation import Federation, QuorumError
 from server.global_state import LOCAL_MODELS, initial_global_state, trained_names
 from server.report import write_report
@@ -407,7 +408,9 @@ def test_a_second_run_of_the_same_name_finds_nothing_of_the_first_at_a_site(
     sites: dict[str, Path], tmp_path: Path
 ) -> None:
     def is_away(message: Message, answer: Answer) -> Message:
-        return Message(RecordDict({"reply": ConfigRecord({"protocol": 3, "failure": "internal"})}), reply_to=message)
+        return Message(
+            RecordDict({"reply": ConfigRecord({"protocol": PROTOCOL, "failure": "internal"})}), reply_to=message
+        )
 
     text = study_text(rounds=2, personalization={"method": "ditto"}, participation={"min_sites": 2})
     run_federation(tmp_path / "first" / "run", text, sites)
