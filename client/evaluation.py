@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from client.acceleration.pooling import QuickPooling
 from client.exam_images import Images, batches_of
 from common.errors import DisclosureError, TrainingError
 from common.metrics.bins import MarginBins
@@ -32,7 +33,7 @@ def margins_of_exams(model: nn.Module, images: Images, *, batch_size: int) -> ND
     model.eval()
     parts = []
     order = iter(torch.split(torch.arange(len(images)), batch_size))
-    with torch.inference_mode(), closing(batches_of(images, order, device)) as batches:
+    with torch.inference_mode(), QuickPooling(), closing(batches_of(images, order, device)) as batches:
         for _, batch in batches:
             logits = model(batch).double()  # (B, 2)
             parts.append((logits[:, 1] - logits[:, 0]).cpu())

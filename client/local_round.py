@@ -2,10 +2,11 @@
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from client.acceleration.plan import PLAIN, StepPlan
@@ -81,7 +82,8 @@ class LocalRound:
             log.warning("%s has training exams of one class alone, which are shuffled and not balanced", self.site)
         stay = names_that_stay(task.study)
         personal = copy.deepcopy(model) if task.study.personalization.method == "ditto" else None
-        shared = trainable_parameters(model, without=stay)
+        is_pulled = task.fedprox_mu > 0 or spec.control_variates or personal is not None
+        shared = trainable_parameters(model, without=stay) if is_pulled else {}
         own_control = self._own_control(shared)
         outcome, continued, failure = self._train(
             model,
@@ -120,15 +122,21 @@ class LocalRound:
         terms = _Terms(part, purpose, penalty, correction)
         failure = ""
         if self.plan != PLAIN:
-            before = {name: values.detach().clone() for name, values in model.state_dict().items()}
+            begin = self._begin_of(model, part)
             try:
                 return (*self._train_by(self.plan, model, terms), "")
             except (TrainingError, RuntimeError) as error:  # RuntimeError is torch's, whose text may name files
                 failure = f"training failed ({type(error).__name__})"
             log.warning("%s: %s in %s and is done again in %s", self.site, failure, self.plan.name, PLAIN.name)
-            model.load_state_dict(before)
+            model.load_state_dict(begin())
             model.zero_grad(set_to_none=True)
         return (*self._train_by(PLAIN, model, terms), failure)
+
+    def _begin_of(self, model: nn.Module, part: Part) -> Callable[[], dict[str, Tensor]]:
+        """Gives the model's values as they are now; what is in the state that arrived is copied only when asked for."""
+        arrived = set(self.task.state) - names_that_stay(self.task.study) if part == "optimizer" else set()
+        others = {name: values.detach().clone() for name, values in model.state_dict().items() if name not in arrived}
+        return lambda: others | {name: torch.from_numpy(self.task.state[name].copy()) for name in sorted(arrived)}
 
     def _train_by(self, plan: StepPlan, model: nn.Module, terms: "_Terms") -> tuple[TrainingOutcome, bool]:
         task, study = self.task, self.task.study

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from client.acceleration.allocator import keep_freed_memory
 from client.acceleration.calibration import StepChoices
 from client.cache import ExamCache
 from client.cohort_statistics import shown_statistics
@@ -80,6 +81,7 @@ class Site:
         """
         use_threads(config)
         device = find_device(config.device)
+        keep_freed_memory()
         cohort = prepare_site(config, study, check=False)
         require_allowed(config, study, cohort)
         return cls(config, study, cohort, device)

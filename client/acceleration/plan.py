@@ -46,7 +46,7 @@ class StepPlan:
         with ExitStack() as stack:
             if self.products:
                 stack.enter_context(SmallConvolutions())
-            if self.bf16 and images.device.type == "cpu" and not self.channels_last:
+            if not self.channels_last:
                 stack.enter_context(QuickPooling())
             if self.bf16:
                 stack.enter_context(torch.autocast(images.device.type, torch.bfloat16))

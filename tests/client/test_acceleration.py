@@ -1,5 +1,8 @@
 """Faster steps: they train what plain float32 trains, and a way that fails is left without ending a round."""
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from client.acceleration.calibration import StepChoice, StepChoices, fastest, me
 from client.acceleration.plan import PLAIN, StepPlan, possible_plans
 from client.acceleration.pooling import QuickPooling
 from client.acceleration.small_convolutions import SmallConvolutions, small_convolution
+from client.evaluation import margins_of_exams
 from client.local_round import LocalRound
 from client.site_memory import SiteMemory
 from client.training import TrainingOutcome, TrainingSet, build_optimizer, round_generator, train_locally
@@ -124,24 +128,23 @@ def test_bfloat16_on_the_cpu_never_goes_without_products() -> None:
     strides=st.tuples(*[st.integers(1, 2)] * 3),
     bias=st.booleans(),
 )
-def test_product_of_matrices_is_the_convolution(
+def test_small_convolution_is_the_convolution(
     extents: tuple[int, int, int], kernel: int, strides: tuple[int, int, int], bias: bool
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, *extents, dtype=torch.float64, generator=generator, requires_grad=True)
     weight = torch.randn(4, 3, *[kernel] * 3, dtype=torch.float64, generator=generator, requires_grad=True)
-    offsets = torch.randn(4, dtype=torch.float64, generator=generator) if bias else None
+    offsets = torch.randn(4, dtype=torch.float64, generator=generator, requires_grad=True) if bias else None
     padding = (kernel // 2,) * 3
 
-    product = small_convolution(images, weight, offsets, strides=strides, padding=padding)
+    outcome = small_convolution(images, weight, offsets, strides=strides, padding=padding)
 
     expected = functional.conv3d(images, weight, offsets, strides, padding)
-    torch.testing.assert_close(product, expected)
+    torch.testing.assert_close(outcome, expected)
     pull = torch.randn(expected.shape, dtype=torch.float64, generator=generator)
+    asked = [images, weight] + ([] if offsets is None else [offsets])
     for found, wanted in zip(
-        torch.autograd.grad(product, (images, weight), pull),
-        torch.autograd.grad(expected, (images, weight), pull),
-        strict=True,
+        torch.autograd.grad(outcome, asked, pull), torch.autograd.grad(expected, asked, pull), strict=True
     ):
         torch.testing.assert_close(found, wanted)
 
@@ -158,22 +161,28 @@ def _fill_freed_memory(value: float) -> None:
         pytest.param(1, nn.Conv3d(32, 32, 3, padding=1, stride=2), id="1 voxel at stride 2"),
         pytest.param(2, nn.Conv3d(32, 32, 3, padding=1), id="2 voxels"),
         pytest.param(3, nn.Conv3d(32, 32, 3, padding=1), id="as many as the kernel"),
+        pytest.param(3, nn.Conv3d(32, 32, 3, padding=1, stride=2), id="as many as the kernel at stride 2"),
+        pytest.param(4, nn.Conv3d(32, 32, 3, padding=1), id="4 voxels"),
+        pytest.param(5, nn.Conv3d(32, 32, 3, padding=1, stride=2), id="5 voxels at stride 2"),
         pytest.param(2, nn.Conv3d(32, 32, 3, padding=2, dilation=2), id="2 voxels, dilated"),
         pytest.param(6, nn.Conv3d(32, 32, 7, padding=3), id="6 voxels, a kernel of 7"),
     ],
 )
 def test_gradients_of_few_voxels_hold_nothing_from_elsewhere_in_memory(extent: int, layer: nn.Conv3d) -> None:
-    images = torch.randn(4, 32, extent, extent, extent)
-    expected = torch.autograd.grad(layer(images).square().sum(), layer.weight)[0]
+    images = torch.randn(4, 32, extent, extent, extent, requires_grad=True)
+    asked = [images, *layer.parameters()]
+    whole = layer(images)
+    expected = whole, *torch.autograd.grad(whole, asked, torch.ones_like(whole))
 
     for _ in range(6):
         _fill_freed_memory(1e6)
         with SmallConvolutions(), torch.autocast("cpu", torch.bfloat16):
-            outcome = layer(images).float()
+            outcome = layer(images)
         _fill_freed_memory(1e6)
-        (gradient,) = torch.autograd.grad(outcome.square().sum(), layer.weight)
+        found = outcome, *torch.autograd.grad(outcome, asked, torch.ones_like(outcome))
 
-        assert (gradient - expected).norm() < 0.02 * expected.norm()
+        for values, wanted in zip(found, expected, strict=True):
+            assert (values - wanted).norm() < 0.02 * wanted.norm()
 
 
 # --- the choice -------------------------------------------------------------------------------------------------------
@@ -306,17 +315,24 @@ def test_plan_that_fails_in_training_is_not_chosen_again(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("extent", [1, 5, 12])
-def test_quick_pooling_gives_the_same_values_and_gradients(dtype: torch.dtype, extent: int) -> None:
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.MaxPool3d(kernel_size=3, stride=2, padding=1),
+        nn.MaxPool3d(2),
+        nn.MaxPool3d((1, 3, 2), stride=(1, 2, 3), padding=(0, 1, 1), ceil_mode=True),
+        nn.MaxPool3d(3, stride=1, padding=1, dilation=1),
+    ],
+    ids=str,
+)
+def test_quick_pooling_gives_the_same_values_and_gradients(dtype: torch.dtype, extent: int, layer: nn.Module) -> None:
+    if extent < 2 and isinstance(layer, nn.MaxPool3d) and layer.kernel_size == 2:
+        extent = 2
     # Values that repeat, so that which of several equal ones is the largest matters.
-    values = torch.randint(0, 4, (2, 3, extent, extent, extent), generator=torch.Generator().manual_seed(0)).to(dtype)
+    values = torch.randint(0, 4, (2, 8, extent, extent, extent), generator=torch.Generator().manual_seed(0)).to(dtype)
+    values[0, 0] = float("nan")
     images = values.clone().requires_grad_(), values.clone().requires_grad_()
-    layer = nn.MaxPool3d(kernel_size=3, stride=2, padding=1)
-    layouts = []
 
-    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        layouts.append(output.is_contiguous())
-
-    layer.register_forward_hook(note)
     expected = layer(images[0])
     with QuickPooling():
         found = layer(images[1])
@@ -324,25 +340,83 @@ def test_quick_pooling_gives_the_same_values_and_gradients(dtype: torch.dtype, e
     expected.backward(pull)
     found.backward(pull)
 
-    assert torch.equal(found, expected)
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert torch.equal(found.nan_to_num(), expected.nan_to_num())
     assert torch.equal(images[1].grad, images[0].grad)  # type: ignore[arg-type]
-    assert layouts == [True, True]
+    assert found.is_contiguous()
 
 
-def test_quick_pooling_goes_by_way_of_channels_last_in_bfloat16_alone() -> None:
-    seen: list[bool] = []
+class Seen(TorchFunctionMode):
+    """Notes the layout of what is pooled."""
 
-    class Seen(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func is functional.max_pool3d:
-                seen.append(args[0].is_contiguous(memory_format=torch.channels_last_3d))
-            return func(*args, **(kwargs or {}))
+    def __init__(self) -> None:
+        super().__init__()
+        self.layouts: list[bool] = []
 
-    for dtype in (torch.float32, torch.bfloat16):
-        with Seen(), QuickPooling():
-            nn.MaxPool3d(kernel_size=3, stride=2, padding=1)(torch.zeros(1, 4, 6, 6, 6, dtype=dtype))
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (functional.max_pool3d, functional.max_pool3d_with_indices):
+            self.layouts.append(args[0].is_contiguous(memory_format=torch.channels_last_3d))
+        return func(*args, **(kwargs or {}))
 
-    assert seen == [False, True]
+
+def test_evaluation_and_training_pool_with_the_channels_of_a_voxel_side_by_side() -> None:
+    network = build_model(GROUP, num_sequences=3)
+
+    with Seen() as seen:
+        margins_of_exams(network, torch.zeros(1, 3, 16, 16, 16), batch_size=1)
+        PLAIN.logits(network, torch.zeros(2, 3, 16, 16, 16))
+
+    assert seen.layouts == [True, True]
+
+
+def test_pooling_that_asks_for_places_or_has_few_channels_is_left_to_torch() -> None:
+    with Seen() as seen, QuickPooling():
+        _, places = functional.max_pool3d(torch.zeros(1, 8, 4, 4, 4), 2, return_indices=True)
+        few = functional.max_pool3d(torch.ones(1, 3, 4, 4, 4), 2)
+
+    assert places.dtype == torch.int64
+    assert torch.equal(few, torch.ones(1, 3, 2, 2, 2))
+    assert seen.layouts == [False, False]
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+_STEPS_IN_A_THREAD = """
+import resource, sys, threading
+import torch
+from client.acceleration.allocator import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+torch.set_num_threads(1)
+layer = torch.nn.Conv3d(8, 32, 3, padding=1)
+
+def steps(number):
+    for _ in range(number):
+        layer(torch.ones(4, 8, 24, 24, 24)).relu().square().sum().backward()
+
+def count():
+    steps(3)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    steps(10)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+thread = threading.Thread(target=count)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep freed memory")
+def test_steps_in_a_thread_take_no_new_memory_from_the_system() -> None:
+    faults = {
+        how: int(
+            subprocess.run([sys.executable, "-c", _STEPS_IN_A_THREAD, how], capture_output=True, check=True).stdout
+        )
+        for how in ("kept", "given back")
+    }
+
+    assert faults["given back"] > 1000
+    assert faults["kept"] < faults["given back"] / 10
 
 
 # --- a round ----------------------------------------------------------------------------------------------------------
