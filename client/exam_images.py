@@ -147,7 +147,10 @@ def batches_of(
     *,
     change: Callable[[Tensor], Tensor] = lambda batch: batch,
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """Batches on a device. The next one is read by a thread while the caller computes with the last one.
+    """Batches on a device. The next one is made ready by a thread while the caller computes with the last one.
+
+    The thread reads it. Where the caller computes by one thread of the CPU, it changes it too, on a core that would
+    be idle; more threads of torch's own beside those of the caller would take theirs, and a GPU is not waited for.
 
     The order is asked for a batch's places when the one before it has been changed, as a plain loop does it, so that
     both may draw from one generator. Close the iterator where it is left before its end.
@@ -156,12 +159,33 @@ def batches_of(
         images: Of all exams.
         order: Places of the batches.
         device: Where the batches are wanted; a copy to it is queued, not waited for.
-        change: Done to each batch in the caller's thread.
+        change: Done to each batch on the device, in the caller's thread or in the other one.
 
     Yields:
         Places and changed images of a batch.
     """
+    if device.type == "cpu" and torch.get_num_threads() == 1:
+        return _changed_ahead(images, order, change)
+    return _read_ahead(images, order, device, change)
 
+
+def _changed_ahead(
+    images: Images, order: Iterator[Tensor], change: Callable[[Tensor], Tensor]
+) -> Generator[tuple[Tensor, Tensor], None, None]:
+    def make() -> tuple[Tensor, Tensor] | None:
+        places = next(order, None)
+        return None if places is None else (places, change(images[places]))
+
+    with ThreadPoolExecutor(1, thread_name_prefix="images") as pool:
+        coming = pool.submit(make)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(make)
+            yield batch
+
+
+def _read_ahead(
+    images: Images, order: Iterator[Tensor], device: torch.device, change: Callable[[Tensor], Tensor]
+) -> Generator[tuple[Tensor, Tensor], None, None]:
     def read(places: Tensor) -> Tensor:
         return _ready_to_go(images[places], device)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from common.errors import GliornError
+from common.importing import undisturbed_imports
 from simulations.benchmark.options import add_benchmark
 from simulations.compare.options import add_compare, add_folds
 
@@ -189,7 +190,8 @@ def _add_common(parser: argparse.ArgumentParser, *, sites: str) -> None:
 
 def _simulate(arguments: argparse.Namespace, console: Console) -> int:
     # Late, so that --help and wrong arguments are answered before torch is loaded.
-    from simulations.run_command import run_command
+    with undisturbed_imports():
+        from simulations.run_command import run_command
 
     return run_command(arguments, console)
 

@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,6 +14,7 @@ from client.config import SiteConfig, read_site_config
 from client.prepare import prepare_site
 from client.site import require_allowed
 from common.errors import ConfigError, GliornError, list_of_faults
+from common.importing import undisturbed_imports
 from common.study import Study, parse_study
 from server.initial_weights import require_weights
 from server.run_folder import Participants, RunFolder, create_run_folder
@@ -25,19 +27,21 @@ ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 
 def engine_of(name: EngineName) -> Callable[[Launch], None]:
     """What carries a run; imported no sooner, since each needs other parts of Flower."""
-    match name:
-        case "in-process":
-            from simulations.engines.in_process import run_in_process
+    with undisturbed_imports():
+        match name:
+            case "in-process":
+                import_module("torch._dynamo")  # torch does it when the first optimiser is made, while sites wait
+                from simulations.engines.in_process import run_in_process
 
-            return run_in_process
-        case "ray":
-            from simulations.engines.ray_runtime import run_ray
+                return run_in_process
+            case "ray":
+                from simulations.engines.ray_runtime import run_ray
 
-            return run_ray
-        case "network":
-            from simulations.engines.network import run_network
+                return run_ray
+            case "network":
+                from simulations.engines.network import run_network
 
-            return run_network
+                return run_network
 
 
 def read_sites(paths: Sequence[Path]) -> dict[str, tuple[Path, SiteConfig]]:

@@ -7,7 +7,8 @@ once a round counts as it does there; times are those of one step.
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
 
 import torch
 from monai.networks.nets.resnet import resnet10
@@ -82,9 +83,20 @@ def our_step(
     plan: StepPlan,
     *,
     augmentation: AugmentationSpec = NO_AUGMENTATION,
+    batch_size: int | None = None,
 ) -> Action:
-    """The steps of a round of local training by a plan: the code that a site runs."""
-    training = TrainingSpec(learning_rate=_LEARNING_RATE, batch_size=len(patients.labels), local_steps=STEPS_OF_ROUND)
+    """The steps of a round of local training by a plan: the code that a site runs.
+
+    Args:
+        patients: Who is trained on.
+        device: Where.
+        plan: How.
+        augmentation: Of their images.
+        batch_size: Of a step; all of them without one.
+    """
+    training = TrainingSpec(
+        learning_rate=_LEARNING_RATE, batch_size=batch_size or len(patients.labels), local_steps=STEPS_OF_ROUND
+    )
     model = build_model(_SPEC, num_sequences=3).to(device)
     optimizer = build_optimizer(model, training, learning_rate=_LEARNING_RATE, fused=plan.fused)
     generator = round_generator(seed=0, site="benchmark", round=1)
@@ -134,11 +146,14 @@ def convolutions_alone(patients: TrainingSet, device: torch.device, plan: StepPl
     return convolve
 
 
+Name = TypeVar("Name", bound=Hashable)
+
+
 def medians(
-    actions: Mapping[str, Action], *, repeats: int, device: torch.device, clock: Callable[[], float]
-) -> dict[str, float]:
+    actions: Mapping[Name, Action], *, repeats: int, device: torch.device, clock: Callable[[], float]
+) -> dict[Name, float]:
     """Median time of each of some actions, which take turns, after one turn that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    seconds: dict[Name, list[float]] = {name: [] for name in actions}
     for turn in range(1 + repeats):
         for name, action in actions.items():
             started = clock()

@@ -1,5 +1,6 @@
 """Images that are read when they are asked for: the same numbers, kept or not, and never damaged ones."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from client.augmentation import augment
 from client.config import SiteConfig, read_site_config
 from client.exam_images import KeptImages, StoredImages, batches_of, promised_bytes
 from client.main_memory import left_in_group
@@ -17,7 +19,7 @@ from client.site import Site
 from common.errors import DataError
 from common.model_state import state_digest
 from common.models import initial_state
-from common.study import Study, parse_study
+from common.study import AugmentationSpec, Study, parse_study
 from common.tasks import TrainReply, TrainTask
 from tests.tiny_hospitals import study_text, write_tiny_hospital
 
@@ -95,7 +97,16 @@ def test_memory_that_images_will_take_is_promised_until_they_are_there() -> None
     assert promised_bytes() == before
 
 
-def test_order_is_asked_for_after_the_batch_before_it_was_changed() -> None:
+@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Threads that torch computes with."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_order_is_asked_for_after_the_batch_before_it_was_changed(threads: int) -> None:
     told: list[str] = []
 
     def order() -> Iterator[torch.Tensor]:
@@ -114,7 +125,49 @@ def test_order_is_asked_for_after_the_batch_before_it_was_changed() -> None:
     assert found == [(0, 10), (1, 11), (2, 12)]
 
 
-def test_what_goes_wrong_in_reading_is_raised_where_the_batch_is_wanted() -> None:
+def test_batches_are_changed_beside_a_caller_that_computes_by_one_thread(threads: int) -> None:
+    where: set[int] = set()
+
+    def change(batch: torch.Tensor) -> torch.Tensor:
+        where.add(threading.get_ident())
+        return batch
+
+    order = iter([torch.tensor([0, 1]), torch.tensor([2, 3])])
+    with closing(batches_of(torch.zeros(4, 1, 2, 2, 2), order, CPU, change=change)) as batches:
+        num_batches = sum(1 for _ in batches)
+
+    assert num_batches == 2
+    assert (threading.get_ident() in where) == (threads > 1)
+
+
+def test_images_are_augmented_alike_beside_the_caller_and_by_it() -> None:
+    images, spec = torch.randn(6, 2, 8, 8, 8), AugmentationSpec()
+    before = torch.get_num_threads()
+
+    def augmented(threads: int) -> torch.Tensor:
+        torch.set_num_threads(threads)
+        generator = torch.Generator().manual_seed(0)
+
+        def change(batch: torch.Tensor) -> torch.Tensor:
+            return augment(batch, spec, spacing_mm=(1.0, 1.0, 1.0), generator=generator)
+
+        def order() -> Iterator[torch.Tensor]:
+            for _ in range(3):
+                yield torch.randperm(6, generator=generator)[:2]
+
+        with closing(batches_of(images, order(), CPU, change=change)) as batches:
+            return torch.cat([batch for _, batch in batches])
+
+    try:
+        beside, by_the_caller = augmented(1), augmented(2)
+    finally:
+        torch.set_num_threads(before)
+
+    assert not torch.equal(beside[:2], images[:2])
+    assert torch.equal(beside, by_the_caller)
+
+
+def test_what_goes_wrong_in_reading_is_raised_where_the_batch_is_wanted(threads: int) -> None:
     def read(place: int, image: FloatArray) -> None:
         raise DataError("unfit")
 
