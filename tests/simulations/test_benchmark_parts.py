@@ -10,7 +10,7 @@ import yaml
 from simulations.benchmark.plain_loop import main as plain_loop
 from simulations.benchmark.process_tree import cost_of
 from simulations.benchmark.ratios import medians_in_turns
-from simulations.benchmark.virtual import study_of_size, write_federation
+from simulations.benchmark.virtual import our_command, study_of_size, write_federation
 
 IN_A_CHILD = """
 import subprocess, sys
@@ -67,3 +67,21 @@ def test_the_plain_loop_trains_on_what_the_hospitals_prepared(
 
     assert code == 0
     assert "validation patients called rightly" in capsys.readouterr().out
+
+
+def test_a_run_until_its_first_step_ends_there_and_learns_nothing(tmp_path: Path) -> None:
+    study = study_of_size(rounds=1, size=16, width=0.125)
+    configs, _ = write_federation(tmp_path / "hospitals", study, num_sites=2, patients=4)
+    path, out = tmp_path / "study.yaml", tmp_path / "run"
+    path.write_text(yaml.safe_dump(study.model_dump(mode="json")), encoding="utf-8")
+    command = our_command(path, configs, engine="in-process", out=out, workers=1)
+
+    cost_of(
+        [sys.executable, "-m", "simulations.benchmark.first_step", *command[1:]],
+        environment=os.environ,
+        log=tmp_path / "output.log",
+        timeout_s=120,
+    )
+
+    assert (out / "rounds.jsonl").read_text(encoding="utf-8") == ""
+    assert not (out / "record.json").exists()
