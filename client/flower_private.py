@@ -271,26 +271,33 @@ class _Time:
 
 
 class TaskStarter(Protocol):
-    """Starts ClientApps in Flower's place."""
+    """Starts the apps of tasks in Flower's place."""
 
     def start(self, arguments: Sequence[str]) -> bool:
-        """Start a ClientApp with the arguments of `flwr-clientapp`; False leaves it to Flower."""
+        """Start an app with the arguments of Flower's program for it; False leaves it to Flower."""
 
     def tend(self) -> None:
         """Called whenever the SuperExec looks for tasks."""
 
 
-def run_superexec(arguments: Sequence[str], starter: TaskStarter, pause: Callable[[float], None]) -> None:
-    """Run Flower's SuperExec, which starts a ClientApp for every task, in this process.
+def run_superexec(
+    arguments: Sequence[str],
+    starter: TaskStarter,
+    pause: Callable[[float], None],
+    *,
+    program: str = "flwr-clientapp",
+) -> None:
+    """Run Flower's SuperExec, which starts an app for every task, in this process.
 
     Args:
         arguments: Those of `flower-superexec`.
-        starter: Starts the ClientApps. Programs of another kind are started by Flower, by their bare names.
+        starter: Starts the apps.
         pause: Waits before the SuperExec looks for a task again, given the seconds that Flower would wait.
+        program: Flower's program for the apps that the starter starts; others are started by Flower, by bare names.
     """
     require_private_names()
     from flwr.supercore.cli import flower_superexec
-    from flwr.supercore.constant import TaskType
+    from flwr.supercore.constant import TASK_TYPE_TO_COMMAND
     from flwr.supercore.superexec import run_superexec as module
     from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
     from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
@@ -298,8 +305,9 @@ def run_superexec(arguments: Sequence[str], starter: TaskStarter, pause: Callabl
     launch = SubprocessExecutor.launch
 
     def launched(self: SubprocessExecutor, spec: ExecutionSpec) -> LaunchResult:
-        if spec.task_type == TaskType.CLIENT_APP and spec.insecure and not spec.runtime_dependency_install:
-            given = ["--runtime-api-address", spec.runtime_api_address, "--token", spec.token, "--insecure"]
+        if TASK_TYPE_TO_COMMAND[spec.task_type] == program and not spec.runtime_dependency_install:
+            given = ["--runtime-api-address", spec.runtime_api_address, "--token", spec.token]
+            given += ["--insecure"] if spec.insecure else ["--root-certificates", str(spec.root_certificates_path)]
             if starter.start(given):
                 return LaunchResult.accepted()
         return launch(self, spec)

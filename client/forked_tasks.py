@@ -52,10 +52,11 @@ class ForkedTasks:
 
     Args:
         answer: Answers one task, given the arguments of `flwr-clientapp`; runs in the copy.
+        name: What the system calls a copy.
     """
 
-    def __init__(self, answer: Callable[[Sequence[str]], None] = answer_task) -> None:
-        self._answer = answer
+    def __init__(self, answer: Callable[[Sequence[str]], None] = answer_task, *, name: str = TASK_NAME) -> None:
+        self._answer, self._name = answer, name
         self._running: set[int] = set()
         self._bundle = bundle_digest(installed_bundle())
 
@@ -97,7 +98,7 @@ class ForkedTasks:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
                 signal.signal(number, signal.SIG_DFL)
             end_with_parent(parent)
-            name_process(TASK_NAME)
+            name_process(self._name)
             log_to_stderr()
             self._answer(arguments)
             status = 0
