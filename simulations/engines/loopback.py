@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from client.flower_programs import CHUNK_VARIABLE
 
-POLL_INTERVAL_S = "0.2"
-"""How often Flower's programs look for work; its own default is a second."""
+POLL_INTERVAL_S = "1"
+"""How often a SuperExec looks for tasks at least."""
 
 CHUNK_BYTES = str(16 * 2**20)
 """Size of the pieces in which states travel; on loopback each costs a call and nothing else."""
