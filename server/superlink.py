@@ -149,7 +149,8 @@ class SuperLink:
         """Starts the SuperLink."""
         tls = self.authority.parent
         return [
-            *(str(_programs() / "flower-superlink"), "--host", HOST, "--port", str(self.port)),
+            *(sys.executable, "-P", "-m", "server.superlink_program", "flower-superlink"),
+            *("--host", HOST, "--port", str(self.port)),
             *("--ssl-ca-certfile", str(self.authority)),
             *("--ssl-certfile", str(tls / "server.crt"), "--ssl-keyfile", str(tls / "server.key")),
             *("--isolation", "process", "--superexec-auth-secret-file", str(self._secret)),

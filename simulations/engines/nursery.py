@@ -31,7 +31,7 @@ from client.processes import end_with_parent, name_process
 from common.flower_environment import flower_environment
 from simulations.engines.loopback import on_loopback
 
-PROGRAMS = ("client.supernode", "client.superexec", "simulations.engines.server_apps")
+PROGRAMS = ("client.supernode", "client.superexec", "server.superlink_program", "simulations.engines.server_apps")
 """Modules whose `main` is run in a copy. Other commands are installed programs, which are run by their names."""
 
 _NEEDED = (
