@@ -16,6 +16,7 @@ from typing import IO
 from client.config import ServerSpec, read_site_config
 from client.flower_programs import FlowerCommands, FlowerPrograms, Process, Starter, start_program
 from client.kit import kit_of
+from client.work_slots import WORK_SLOTS_VARIABLE, make_work_slots
 from server.locks import is_held
 from server.processes import free_ports, stop_group
 from server.provisioning import make_site_key_pair
@@ -61,10 +62,15 @@ def run_network(launch: Launch) -> None:
         stack.enter_context(_process(superexec, environment, log, starter))
         try:
             _wait_until_listening(link, superlink, Path(log.name))
+            make_work_slots(home / "slots", launch.workers)
             programs = []
             for name, path in launch.sites.items():
                 key = _registered_key(link, home / "pki" / name, name)
-                programs.append(stack.enter_context(_programs(path, key, link, log=Path(log.name), starter=starter)))
+                programs.append(
+                    stack.enter_context(
+                        _programs(path, key, link, slots=home / "slots", log=Path(log.name), starter=starter)
+                    )
+                )
             _carry(link, launch.folder, superlink, programs, Path(log.name))
         except SuperLinkError as error:
             raise EngineError(f"{error}; see {log.name}") from None
@@ -177,12 +183,15 @@ class _Asks:
 
 
 @contextmanager
-def _programs(path: Path, key: Path, link: SuperLink, *, log: Path, starter: Starter) -> Iterator["_SitePrograms"]:
+def _programs(
+    path: Path, key: Path, link: SuperLink, *, slots: Path, log: Path, starter: Starter
+) -> Iterator["_SitePrograms"]:
     """A site's programs, as `gliorn-client` starts them, with a folder of their own for their files."""
     config = read_site_config(path)
     server = ServerSpec(address=link.address, ca_certificate=link.authority, private_key=key)
     config = config.model_copy(update={"server": server})
-    commands = FlowerCommands(kit_of(config, origin=path), config, path, on_loopback(os.environ))
+    base = on_loopback(os.environ) | {WORK_SLOTS_VARIABLE: str(slots)}
+    commands = FlowerCommands(kit_of(config, origin=path), config, path, base)
     commands.prepare()
     programs = FlowerPrograms(commands, log, starter)
     try:
