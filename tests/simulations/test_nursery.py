@@ -86,8 +86,8 @@ def test_copy_is_known_by_the_name_of_its_program_and_ends_with_the_process_that
             assert copies is not None
             command = [str(Path(sys.executable).parent / "flower-superlink"), "--insecure", "--port", str(free_port())]
             environment = {**os.environ, "FLWR_HOME": str(tmp_path), "FLWR_TELEMETRY_ENABLED": "0"}
-            copy = copies.start(command, environment=environment, folder=tmp_path, log=log, keep=())
-            os.write(told, str(copy.pid).encode())
+            started_copy = copies.start(command, environment=environment, folder=tmp_path, log=log, keep=())
+            os.write(told, str(started_copy.pid).encode())
             time.sleep(60)
         os._exit(1)
     copy = int(os.read(asking, 20))
