@@ -166,7 +166,7 @@ def nursery(log: IO[bytes] | None = None) -> Iterator[Nursery | None]:
                 command,
                 env=on_loopback(flower_environment(os.environ, home=home, programs="")),
                 stdin=subprocess.DEVNULL,
-                stdout=sys.stderr if log is None else log,
+                stdout=2 if log is None else log,  # the number of the errors
                 stderr=log,
                 pass_fds=(its.fileno(),),
                 start_new_session=True,
