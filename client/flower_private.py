@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -24,7 +25,14 @@ PULL_MESSAGES = "PullMessages"
 PUSH_MESSAGES = "PushMessages"
 PULL_OBJECT = "PullObject"
 PUSH_OBJECT = "PushObject"
+CONFIRM_RECEIVED = "ConfirmMessageReceived"
+"""The call that is made once the whole of a message is here."""
+
 ACTIVATE_NODE = "ActivateNode"
+
+_FIRST_PAUSE_S = 0.1
+"""Before a SuperNode asks again for a part of a message that is still on its way to the coordinator's SuperLink; it is
+doubled each time up to 10 s. Flower's own is a second, longer than the part takes."""
 
 _NOT_VALID_NOW = (9, 10)
 """OpenSSL's numbers for a certificate that is not valid yet and for one that has expired."""
@@ -69,7 +77,7 @@ def require_private_names() -> None:
         (NodeStateFactory, ("state",)),
         (InMemoryNodeState, ("get_messages_legacy", "_on_task_tokens_expired", "_cleanup_expired_task_tokens_locked")),
         (sender, ("_thread", "_stop_event", "start")),
-        (start_client_internal, ("time", "_pull_and_store_message", "_push_messages")),
+        (start_client_internal, ("time", "pull_objects", "_pull_and_store_message", "_push_messages")),
         (run_superexec, ("time",)),
         (SubprocessExecutor, ("launch", "reconcile")),
         (run_clientapp, ("install_from_fab", "install_app_dependencies", "get_load_client_app_fn", "Error")),
@@ -114,6 +122,7 @@ def run_supernode(
         SystemExit: When it was asked to end, or could not begin.
     """
     require_private_names()
+    from flwr.supercore.inflatable.inflatable_utils import pull_objects
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli import flower_supernode
     from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
@@ -143,6 +152,7 @@ def run_supernode(
         return instance
 
     vars(start_client_internal)["time"] = _Time(pause)
+    vars(start_client_internal)["pull_objects"] = partial(pull_objects, initial_backoff=_FIRST_PAUSE_S)
     NodeAuthHttpInterceptor.intercept = watched  # type: ignore[method-assign]
     NodeStateFactory.state = state  # type: ignore[method-assign]
     sys.argv = ["flower-supernode", *arguments]
@@ -271,26 +281,33 @@ class _Time:
 
 
 class TaskStarter(Protocol):
-    """Starts ClientApps in Flower's place."""
+    """Starts the apps of tasks in Flower's place."""
 
     def start(self, arguments: Sequence[str]) -> bool:
-        """Start a ClientApp with the arguments of `flwr-clientapp`; False leaves it to Flower."""
+        """Start an app with the arguments of Flower's program for it; False leaves it to Flower."""
 
     def tend(self) -> None:
         """Called whenever the SuperExec looks for tasks."""
 
 
-def run_superexec(arguments: Sequence[str], starter: TaskStarter, pause: Callable[[float], None]) -> None:
-    """Run Flower's SuperExec, which starts a ClientApp for every task, in this process.
+def run_superexec(
+    arguments: Sequence[str],
+    starter: TaskStarter,
+    pause: Callable[[float], None],
+    *,
+    program: str = "flwr-clientapp",
+) -> None:
+    """Run Flower's SuperExec, which starts an app for every task, in this process.
 
     Args:
         arguments: Those of `flower-superexec`.
-        starter: Starts the ClientApps. Programs of another kind are started by Flower, by their bare names.
+        starter: Starts the apps.
         pause: Waits before the SuperExec looks for a task again, given the seconds that Flower would wait.
+        program: Flower's program for the apps that the starter starts; others are started by Flower, by bare names.
     """
     require_private_names()
     from flwr.supercore.cli import flower_superexec
-    from flwr.supercore.constant import TaskType
+    from flwr.supercore.constant import TASK_TYPE_TO_COMMAND
     from flwr.supercore.superexec import run_superexec as module
     from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
     from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
@@ -298,8 +315,9 @@ def run_superexec(arguments: Sequence[str], starter: TaskStarter, pause: Callabl
     launch = SubprocessExecutor.launch
 
     def launched(self: SubprocessExecutor, spec: ExecutionSpec) -> LaunchResult:
-        if spec.task_type == TaskType.CLIENT_APP and spec.insecure and not spec.runtime_dependency_install:
-            given = ["--runtime-api-address", spec.runtime_api_address, "--token", spec.token, "--insecure"]
+        if TASK_TYPE_TO_COMMAND[spec.task_type] == program and not spec.runtime_dependency_install:
+            given = ["--runtime-api-address", spec.runtime_api_address, "--token", spec.token]
+            given += ["--insecure"] if spec.insecure else ["--root-certificates", str(spec.root_certificates_path)]
             if starter.start(given):
                 return LaunchResult.accepted()
         return launch(self, spec)

@@ -30,7 +30,8 @@ SMALL_CHUNK_BYTES = 2**20
 """Size of the pieces in which model states travel. Flower gives each 30 s, so that its own 5 MB fail for ever on an
 uplink below 1.4 Mbit/s."""
 
-LOOK_FOR_TASKS_S = "0.5"
+LOOK_FOR_TASKS_S = "1"
+"""How often a SuperExec looks for tasks that its SuperNode has not told it of."""
 
 
 class Commands(Protocol):
@@ -108,7 +109,7 @@ class FlowerCommands:
         limit = self.config.server.max_bandwidth_mbit if self.config.server else None
         return [
             *(sys.executable, "-P", "-m", "client.supernode", "--parent", str(os.getpid()), "--events", str(events)),
-            *("--task-lock", str(self.kit.task_lock)),
+            *("--task-lock", str(self.kit.task_lock), "--task-bell", str(self.kit.task_bell)),
             *(() if limit is None else ("--max-mbit", str(limit))),
             "--",
             *("--superlink", self.kit.address, "--root-certificates", str(self.kit.ca_certificate)),
@@ -120,7 +121,7 @@ class FlowerCommands:
     def superexec(self, *, port: int) -> Sequence[str]:
         """See `Commands`."""
         return [
-            *(sys.executable, "-P", "-m", "client.superexec", str(os.getpid())),
+            *(sys.executable, "-P", "-m", "client.superexec", str(os.getpid()), str(self.kit.task_bell)),
             *("--insecure", "--runtime-api-address", f"{LOOPBACK}:{port}"),
             *("--superexec-auth-secret-file", str(self.kit.superexec_secret)),
         ]

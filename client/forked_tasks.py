@@ -9,7 +9,6 @@ program has been replaced on the disk meanwhile. In both cases, and where the sy
 program.
 """
 
-import gc
 import logging
 import os
 import signal
@@ -23,6 +22,7 @@ from typing import NoReturn
 from client.guard import TASK_NAME, answer_task, log_to_stderr
 from client.processes import end_with_parent, name_process
 from common.bundle import bundle_digest, installed_bundle
+from common.importing import undisturbed_imports
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +52,11 @@ class ForkedTasks:
 
     Args:
         answer: Answers one task, given the arguments of `flwr-clientapp`; runs in the copy.
+        name: What the system calls a copy.
     """
 
-    def __init__(self, answer: Callable[[Sequence[str]], None] = answer_task) -> None:
-        self._answer = answer
+    def __init__(self, answer: Callable[[Sequence[str]], None] = answer_task, *, name: str = TASK_NAME) -> None:
+        self._answer, self._name = answer, name
         self._running: set[int] = set()
         self._bundle = bundle_digest(installed_bundle())
 
@@ -65,13 +66,11 @@ class ForkedTasks:
         if sys.platform != "linux":
             return None
         try:
-            import_for_tasks()
+            with undisturbed_imports():  # nor is what is imported looked at in a copy, which would copy its memory
+                import_for_tasks()
         except ImportError as error:
             log.error("this installation is not whole (%s); reinstall it", error.name)
             return None  # a new program finds the same and tells the coordinator by a code
-
-        gc.collect()
-        gc.freeze()  # a collection in a copy would write to every object and so copy all of its memory
         return cls()
 
     def start(self, arguments: Sequence[str]) -> bool:
@@ -97,7 +96,7 @@ class ForkedTasks:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
                 signal.signal(number, signal.SIG_DFL)
             end_with_parent(parent)
-            name_process(TASK_NAME)
+            name_process(self._name)
             log_to_stderr()
             self._answer(arguments)
             status = 0

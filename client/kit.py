@@ -73,6 +73,11 @@ class Kit:
         return self.flower_home / "task.lock"
 
     @property
+    def task_bell(self) -> Path:
+        """Rung by the SuperNode when there is a task."""
+        return self.flower_home / "task.bell"
+
+    @property
     def client_lock(self) -> Path:
         """Held by the `gliorn-client` that is connected with this key."""
         return self.folder / "client.lock"

@@ -25,6 +25,7 @@ from client.bandwidth import BandwidthLimit
 from client.events import EXIT_DEAF, EXIT_HEARTBEAT, Event, EventWriter
 from client.flower_private import (
     ACTIVATE_NODE,
+    CONFIRM_RECEIVED,
     HEARTBEAT,
     PULL_MESSAGES,
     PULL_OBJECT,
@@ -37,7 +38,7 @@ from client.flower_private import (
     holds_message,
     run_supernode,
 )
-from client.pauses import GrowingPause
+from client.pauses import Bell, GrowingPause
 from client.processes import ProcessLock, end_with_parent
 
 LOOK_S = 1.0
@@ -54,9 +55,9 @@ _PASSING = (502, 503, 504)
 class Watch:
     """Follows the SuperNode's calls, and tells the supervisor what they mean."""
 
-    def __init__(self, events: EventWriter, limit: BandwidthLimit | None) -> None:
-        """Begin without a connection."""
-        self._events, self._limit = events, limit
+    def __init__(self, events: EventWriter, limit: BandwidthLimit | None, bell: Bell | None = None) -> None:
+        """Begin without a connection; the bell is rung for each message that is here with all its parts."""
+        self._events, self._limit, self._bell = events, limit, bell
         self._lock = threading.Lock()
         self._lost_for: set[str] = set()
         self._busy = False
@@ -75,6 +76,8 @@ class Watch:
             self._now_idle()
             if self.leave_when_idle:
                 signal.raise_signal(signal.SIGTERM)  # Flower leaves: says so to the coordinator and exits
+        if call == CONFIRM_RECEIVED and self._bell is not None:
+            self._bell.ring()
         if call in (PUSH_MESSAGES, PUSH_OBJECT):
             with self._lock:
                 self._sending = True
@@ -194,7 +197,8 @@ def main(arguments: Sequence[str]) -> None:
     end_with_parent(options.parent)
     events = EventWriter(options.events)
     limit = None if options.max_mbit is None else BandwidthLimit(options.max_mbit)
-    watch = Watch(events, limit)
+    bell = None if options.task_bell is None else Bell(options.task_bell)
+    watch = Watch(events, limit, bell)
 
     def leave_when_idle(signum: int, frame: object) -> None:
         watch.leave_when_idle = True
@@ -221,6 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--parent", type=int, required=True, help="process with which this one ends")
     parser.add_argument("--events", type=int, required=True, help="file descriptor for events")
     parser.add_argument("--task-lock", type=Path, help="file that a living ClientApp locks")
+    parser.add_argument("--task-bell", type=Path, help="file by which the SuperExec is told of a task")
     parser.add_argument("--max-mbit", type=float, help="megabits per second, sent and received together")
     parser.add_argument("arguments", nargs="*", help="arguments of flower-supernode, after --")
     return parser

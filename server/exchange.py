@@ -161,8 +161,8 @@ class _Exchange:
 
     def _send(self, content: RecordDict, slots: Sequence["_Slot"], online: Mapping[int, NodeInfo]) -> None:
         num_bytes = content_bytes(content)
-        for slot in slots:
-            number = self.link.send(self._message(slot, self.message_type, content))
+        numbers = self.link.send([self._message(slot, self.message_type, content) for slot in slots])
+        for slot, number in zip(slots, numbers, strict=True):
             slot.sent(number, online[slot.node])
             if number is not None:
                 self.on_sent(slot.site, num_bytes)
@@ -170,7 +170,8 @@ class _Exchange:
     def _look_after(self, slot: "_Slot", info: NodeInfo | None) -> None:
         if slot.should_ping(info):
             ping = self._message(slot, PING_TYPE, ping_records(), ttl=PING_TTL_S)
-            slot.pinged(self.link.send(ping), info)
+            (number,) = self.link.send([ping])
+            slot.pinged(number, info)
         if slot.pull is None and slot.message_id is not None and not slot.done and info is not None:
             is_news = any(other.pull is not None and other.pull.is_done for other in self.slots)
             patience_s = 0.0 if is_news else min(PULL_PATIENCE_S, max(self._left_s(), 0.0))

@@ -46,7 +46,7 @@ class PackedGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """See `Grid`. The messages that are given stay as they are."""
-        return self._grid.push_messages([_packed(message) for message in messages])
+        return self._grid.push_messages(_packed(messages))
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """See `Grid`.
@@ -61,16 +61,25 @@ class PackedGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Sequence[Message]:
         """See `Grid`."""
-        replies = list(self._grid.send_and_receive([_packed(message) for message in messages], timeout=timeout))
+        replies = list(self._grid.send_and_receive(_packed(messages), timeout=timeout))
         for reply in replies:
             _unpack(reply)
         return replies
 
 
-def _packed(message: Message) -> Message:
-    if not message.has_content():
-        return message
-    return Message(content=pack(message.content), metadata=message.metadata)  # type: ignore[call-overload,no-any-return]
+def _packed(messages: Iterable[Message]) -> list[Message]:
+    """The messages packed; those that share their content share it still, so that Flower computes its digests once."""
+    contents: dict[int, RecordDict] = {}
+    packed = []
+    for message in messages:
+        if not message.has_content():
+            packed.append(message)
+            continue
+        number = id(message.content)
+        if number not in contents:
+            contents[number] = pack(message.content)
+        packed.append(Message(content=contents[number], metadata=message.metadata))  # type: ignore[call-overload]
+    return packed
 
 
 def _unpack(reply: Message) -> None:

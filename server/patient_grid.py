@@ -130,11 +130,14 @@ class PatientGrid:
         """The connected nodes."""
         return {info.node_id: info for info in self._patiently(lambda: list(self._grid.get_nodes()))}
 
-    def send(self, message: Message) -> str | None:
-        """Send one message; returns its number, or None if Flower does not know its node any more."""
+    def send(self, messages: Sequence[Message]) -> list[str | None]:
+        """Send messages; returns their numbers, and None for one whose node Flower does not know any more.
+
+        Flower computes the digests of a content that they share once.
+        """
         # Repeating is safe: the number of a message is a digest of it, and what has arrived is not stored twice.
-        numbers = self._patiently(lambda: list(self._grid.push_messages([message])))
-        return numbers[0] if numbers and numbers[0] else None
+        numbers = self._patiently(lambda: list(self._grid.push_messages(messages)))
+        return [number or None for number in numbers] or [None] * len(messages)
 
     def pull(self, message_ids: Sequence[str], *, patience_s: float) -> Pull:
         """Ask for replies; returns when they are there, when another request is done, or when patience is over."""

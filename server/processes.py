@@ -3,13 +3,27 @@
 import os
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 
-def stop_group(process: "subprocess.Popen[bytes] | subprocess.Popen[str]", *, patience_s: float = 5.0) -> None:
+class Process(Protocol):
+    """A child of this process; what is needed of it here."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+
+    def poll(self) -> int | None:
+        """The exit status; None while it runs."""
+
+    def wait(self) -> int:
+        """The exit status, once it has ended."""
+
+
+def stop_group(process: Process, *, patience_s: float = 5.0) -> None:
     """Stop a process that leads a process group, and everything below it: first by SIGTERM, then by SIGKILL.
 
     A child can outlive its leader, so the group is signalled even if the leader has ended. Flower 1.41 starts its apps

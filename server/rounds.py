@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 
 from common.errors import ProtocolError
 from common.messages import MESSAGE_TYPES, read_train_reply
-from common.model_state import ModelState, encode_state
+from common.model_state import ModelState, encoded_parts
 from common.record_values import content_bytes
 from common.study import Study
 from common.tasks import Evaluation, Failure, SiteManifest, TrainReply, TrainTask
@@ -242,10 +242,13 @@ class _Reception:
 
     @staticmethod
     def _store(path: Path, state: ModelState) -> int:
-        payload = encode_state(state)
-        # Not synced: a reply that a crash swallows is asked for again with its round.
-        once_there_is_room(lambda: path.write_bytes(payload))
-        return len(payload)
+        def write() -> int:
+            # Not synced: a reply that a crash swallows is asked for again with its round.
+            with path.open("wb") as file:
+                file.writelines(encoded_parts(state))
+                return file.tell()
+
+        return once_there_is_room(write)
 
     def refuse_outliers(self, max_ratio: float) -> None:
         norms = {name: site.update_norm for name, site in self.sites.items() if site.update_norm is not None}

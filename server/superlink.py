@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -43,6 +43,8 @@ _MEMORY_IS_GIVEN_BACK = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "262
 
 _MEANWHILE_EVERY_S = 0.2
 
+RunFlwr = Callable[[Sequence[str], Mapping[str, str]], "subprocess.CompletedProcess[str]"]
+
 
 class SuperLinkError(GliornError):
     """Flower did not do what was asked of it."""
@@ -67,6 +69,8 @@ class SuperLink:
         runs: Folder of the runs that its ServerApps carry.
         meanwhile: Called several times a second while Flower's command line works; what it raises ends that command.
         in_memory: Whether it has no database and so remembers nothing once it ends; then every message costs less.
+        run_flwr: Runs Flower's command line, given command and environment; by default as a program of its own, which
+            takes a second of processor time to begin.
     """
 
     def __init__(
@@ -77,12 +81,14 @@ class SuperLink:
         runs: Path,
         meanwhile: Callable[[], None] = _nothing,
         in_memory: bool = False,
+        run_flwr: RunFlwr | None = None,
     ) -> None:
         self.folder = folder.resolve()
         self.port = port
         self.runs = runs.resolve()
         self._meanwhile = meanwhile
         self._in_memory = in_memory
+        self._run_flwr = run_flwr or self._run_program
 
     @property
     def address(self) -> str:
@@ -143,7 +149,8 @@ class SuperLink:
         """Starts the SuperLink."""
         tls = self.authority.parent
         return [
-            *(str(_programs() / "flower-superlink"), "--host", HOST, "--port", str(self.port)),
+            *(sys.executable, "-P", "-m", "server.superlink_program", "flower-superlink"),
+            *("--host", HOST, "--port", str(self.port)),
             *("--ssl-ca-certfile", str(self.authority)),
             *("--ssl-certfile", str(tls / "server.crt"), "--ssl-keyfile", str(tls / "server.key")),
             *("--isolation", "process", "--superexec-auth-secret-file", str(self._secret)),
@@ -218,9 +225,22 @@ class SuperLink:
         return next(str(run["status"]) for run in runs if str(run["run-id"]) == run_id)
 
     def _ask(self, *arguments: str) -> dict[str, object]:
+        command = [str(_programs() / "flwr"), *arguments, "--format", "json"]
+        environment = flower_environment(os.environ, home=str(self._cli_home), programs=str(_programs()))
+        done = self._run_flwr(command, environment)
+        values = _json_of(done.stdout)
+        if done.returncode == 0 and values is not None and values.get("success") is not False:
+            return values
+        text = " ".join((done.stdout + done.stderr).split())
+        kind = KeyInUseError if KEY_IN_USE in text else SuperLinkError
+        raise kind(f"`flwr {' '.join(arguments[:2])}` failed: {text[-600:]}")
+
+    def _run_program(
+        self, command: Sequence[str], environment: Mapping[str, str]
+    ) -> "subprocess.CompletedProcess[str]":
         process = subprocess.Popen(
-            [str(_programs() / "flwr"), *arguments, "--format", "json"],
-            env=flower_environment(os.environ, home=str(self._cli_home), programs=str(_programs())),
+            command,
+            env=dict(environment),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -231,12 +251,7 @@ class SuperLink:
             output, errors = self._communicate(process)
         finally:
             stop_group(process, patience_s=0.0)
-        values = _json_of(output)
-        if process.returncode == 0 and values is not None and values.get("success") is not False:
-            return values
-        text = " ".join((output + errors).split())
-        kind = KeyInUseError if KEY_IN_USE in text else SuperLinkError
-        raise kind(f"`flwr {' '.join(arguments[:2])}` failed: {text[-600:]}")
+        return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
     def _communicate(self, process: "subprocess.Popen[str]") -> tuple[str, str]:
         end = time.monotonic() + CLI_TIMEOUT_S

@@ -190,10 +190,13 @@ def _add_common(parser: argparse.ArgumentParser, *, sites: str) -> None:
 
 def _simulate(arguments: argparse.Namespace, console: Console) -> int:
     # Late, so that --help and wrong arguments are answered before torch is loaded.
-    with undisturbed_imports():
-        from simulations.run_command import run_command
+    from simulations.engines.nursery import nursery_for
 
-    return run_command(arguments, console)
+    with nursery_for(arguments.engine) as copies:
+        with undisturbed_imports():
+            from simulations.run_command import run_command
+
+        return run_command(arguments, console, copies)
 
 
 def _hospitals(arguments: argparse.Namespace, console: Console) -> int:
@@ -209,9 +212,12 @@ def _paper(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _statistics(arguments: argparse.Namespace, console: Console) -> int:
-    from simulations.statistics_command import statistics_command
+    from simulations.engines.nursery import nursery_for
 
-    return statistics_command(arguments, console)
+    with nursery_for(arguments.engine) as copies:
+        from simulations.statistics_command import statistics_command
+
+        return statistics_command(arguments, console, copies)
 
 
 def _compare(arguments: argparse.Namespace, console: Console) -> int:

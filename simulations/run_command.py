@@ -18,6 +18,7 @@ from server.initial_weights import require_weights
 from server.run_folder import RUN_NAME, RunFolder
 from simulations.compare.allowed import withheld_tests
 from simulations.display import RunWatcher, interval, progress_bar, result_table
+from simulations.engines.nursery import Nursery
 from simulations.faults import Fault, parse_fault
 from simulations.phantom_sites import PHANTOM_OPTIONS, hospital_names, phantom_sites, positive
 from simulations.processors import default_workers
@@ -38,7 +39,7 @@ DEMO_SPACING_MM = 2.0
 Sites = Mapping[str, tuple[Path, SiteConfig]]
 
 
-def run_command(arguments: argparse.Namespace, console: Console) -> int:
+def run_command(arguments: argparse.Namespace, console: Console, copies: Nursery | None = None) -> int:
     """Begin a run, or continue one, and show its end. Returns 0, or 2 for a run that ended INVALID."""
     workers = positive("--workers", arguments.workers) or default_workers()
     faults = [parse_fault(text) for text in arguments.fault]
@@ -66,7 +67,9 @@ def run_command(arguments: argparse.Namespace, console: Console) -> int:
     method = "FedAvg" if study.training.fedprox_mu == 0 else f"FedProx, mu {study.training.fedprox_mu:g}"
     console.print(f"{len(sites)} sites, {study.rounds} rounds, {method}, engine {engine}; run folder {folder.path}")
     with RunWatcher(console, folder) as watcher:
-        record = carry(folder, sites, engine=engine, workers=workers, faults=faults, while_running=watcher.look)
+        record = carry(
+            folder, sites, engine=engine, workers=workers, faults=faults, while_running=watcher.look, copies=copies
+        )
     _sum_up(record, folder, console, as_json=arguments.json)
     return 2 if record["outcome"] == "INVALID" else 0
 

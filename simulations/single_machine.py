@@ -19,6 +19,7 @@ from common.study import Study, parse_study
 from server.initial_weights import require_weights
 from server.run_folder import Participants, RunFolder, create_run_folder
 from simulations.engines.launch import EngineError, Launch
+from simulations.engines.nursery import Nursery
 from simulations.faults import Fault
 
 EngineName = Literal["in-process", "ray", "network"]
@@ -185,6 +186,7 @@ def carry(
     workers: int,
     faults: Sequence[Fault],
     while_running: Callable[[], None],
+    copies: Nursery | None = None,
 ) -> dict[str, Any]:
     """Carry a run to its end and return its record.
 
@@ -195,12 +197,13 @@ def carry(
         workers: Sites that work side by side.
         faults: What goes wrong on purpose.
         while_running: Called several times a second, from another thread.
+        copies: See `Launch`.
 
     Raises:
         ConfigError: If another process carries this run.
         GliornError: If the run ended without a record.
     """
-    launch = Launch(folder, {name: path for name, (path, _) in sites.items()}, workers, tuple(faults))
+    launch = Launch(folder, {name: path for name, (path, _) in sites.items()}, workers, tuple(faults), copies)
     with _locked(folder), _called_often(while_running):
         try:
             # In the main thread, so that an interruption unwinds it and what it started is stopped.

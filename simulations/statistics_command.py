@@ -10,6 +10,7 @@ from rich.console import Console
 from server.statistics_note import note_statistics, statistics_file, statistics_page
 from server.statistics_page import read_statistics, statistics_lines
 from simulations.display import progress_bar
+from simulations.engines.nursery import Nursery
 from simulations.phantom_sites import phantom_sites, positive
 from simulations.processors import default_workers
 from simulations.run_command import DEMO_SPACING_MM, new_folder
@@ -20,7 +21,7 @@ WITHOUT_MEANING = ("rounds", "fedprox_mu", "resume", "fault", "initial_weights")
 """Options of the plain command that statistics have no use for."""
 
 
-def statistics_command(arguments: argparse.Namespace, console: Console) -> int:
+def statistics_command(arguments: argparse.Namespace, console: Console, copies: Nursery | None = None) -> int:
     """Carry a run of statistics and show its end. Returns 0, or 2 where no site shows anything."""
     workers = positive("--workers", arguments.workers) or default_workers()
     refuse_options(arguments, WITHOUT_MEANING, place="statistics, which train nothing")
@@ -42,7 +43,7 @@ def statistics_command(arguments: argparse.Namespace, console: Console) -> int:
         prepare_sites(study, sites, workers=workers, on_exam=on_exam)
     folder = open_run(out, study_text=study_yaml(study), sites=sites, engine=engine, trains=False)
     note_statistics(folder)
-    record = carry(folder, sites, engine=engine, workers=workers, faults=(), while_running=lambda: None)
+    record = carry(folder, sites, engine=engine, workers=workers, faults=(), while_running=lambda: None, copies=copies)
     for line in statistics_lines(read_statistics(folder)):
         console.print(line)
     console.print(f"{record['outcome']}. Page: {statistics_page(folder)}")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from common.errors import GliornError
 from server.run_folder import RunFolder
+from simulations.engines.nursery import Nursery
 from simulations.faults import Fault
 
 
@@ -24,9 +25,11 @@ class Launch:
         sites: Path of each site's configuration, by the site's name.
         workers: Sites that work side by side, where the engine can tell.
         faults: What goes wrong at which site, on purpose.
+        copies: What the network engine makes its programs of, where it was begun ahead.
     """
 
     folder: RunFolder
     sites: Mapping[str, Path]
     workers: int
     faults: tuple[Fault, ...] = field(default=())
+    copies: Nursery | None = None

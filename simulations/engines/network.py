@@ -4,7 +4,7 @@ Everything that is started is stopped again, with its children, whatever happens
 """
 
 import os
-import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import IO
 
 from client.config import ServerSpec, read_site_config
-from client.flower_programs import CHUNK_VARIABLE, FlowerCommands, FlowerPrograms, Starter, start_program
+from client.flower_programs import FlowerCommands, FlowerPrograms, Process, Starter, start_program
 from client.kit import kit_of
-from common.flower_environment import flower_environment
+from client.work_slots import WORK_SLOTS_VARIABLE, make_work_slots
 from server.locks import is_held
 from server.processes import free_ports, stop_group
 from server.provisioning import make_site_key_pair
 from server.run_folder import RunFolder
 from server.superlink import SuperLink, SuperLinkError
 from simulations.engines.launch import EngineError, Launch
+from simulations.engines.loopback import on_loopback
 from simulations.engines.nursery import nursery
 
 START_TIMEOUT_S = 60.0
@@ -31,12 +32,6 @@ ASK_EVERY_S, MAX_FAILURES = 30.0, 10
 
 MAX_ENDS, PAUSE_AFTER_END_S = 20, 5.0
 """How often a site's programs may end, and the pause after it: a SuperNode whose coordinator failed once ends."""
-
-POLL_INTERVAL_S = "0.2"
-"""How often Flower's programs look for work; its own default is a second."""
-
-CHUNK_BYTES = str(16 * 2**20)
-"""Size of the pieces in which states travel; on loopback each costs a call and nothing else."""
 
 
 def run_network(launch: Launch) -> None:
@@ -51,20 +46,31 @@ def run_network(launch: Launch) -> None:
         log = stack.enter_context((launch.folder.path / "engine.log").open("ab"))
         (port,) = free_ports(1)
         # A run whose SuperLink ends goes on from its checkpoint, with another one.
-        link = SuperLink(home / "superlink", port=port, runs=launch.folder.path.parent, in_memory=True)
+        copies = launch.copies or stack.enter_context(nursery(log))
+        link = SuperLink(
+            home / "superlink",
+            port=port,
+            runs=launch.folder.path.parent,
+            in_memory=True,
+            run_flwr=None if copies is None else copies.run,
+        )
         link.prepare(now=datetime.now(UTC))
-        environment = _quick(link.environment(os.environ))
-        # Before the SuperLink, which takes as long to begin as the modules take to be imported.
-        copies = stack.enter_context(nursery(_quick(flower_environment(os.environ, home=str(home), programs="")), log))
-        superlink = stack.enter_context(_process(link.superlink_command(), environment, log))
-        stack.enter_context(_process(link.superexec_command(), environment, log))
+        environment = on_loopback(link.environment(os.environ))
+        starter = start_program if copies is None else copies.start
+        superlink = stack.enter_context(_process(link.superlink_command(), environment, log, starter))
+        superexec = link.superexec_command() if copies is None else _copying_superexec(link)
+        stack.enter_context(_process(superexec, environment, log, starter))
         try:
             _wait_until_listening(link, superlink, Path(log.name))
+            make_work_slots(home / "slots", launch.workers)
             programs = []
             for name, path in launch.sites.items():
                 key = _registered_key(link, home / "pki" / name, name)
-                starter = start_program if copies is None else copies.start
-                programs.append(stack.enter_context(_programs(path, key, link, log=Path(log.name), starter=starter)))
+                programs.append(
+                    stack.enter_context(
+                        _programs(path, key, link, slots=home / "slots", log=Path(log.name), starter=starter)
+                    )
+                )
             _carry(link, launch.folder, superlink, programs, Path(log.name))
         except SuperLinkError as error:
             raise EngineError(f"{error}; see {log.name}") from None
@@ -85,7 +91,7 @@ def _registered_key(link: SuperLink, folder: Path, site: str) -> Path:
 def _carry(
     link: SuperLink,
     folder: RunFolder,
-    superlink: "subprocess.Popen[bytes]",
+    superlink: Process,
     programs: Sequence["_SitePrograms"],
     log: Path,
 ) -> None:
@@ -106,8 +112,8 @@ def _carry(
             if state.startswith("finished"):
                 raise EngineError(f"the run ended as {state}; see {log}")
         was_at_work |= is_at_work
-        if superlink.poll() is not None:
-            raise EngineError(f"the SuperLink ended with status {superlink.returncode}; see {log}")
+        if (status := superlink.poll()) is not None:
+            raise EngineError(f"the SuperLink ended with status {status}; see {log}")
         for site in programs:
             site.keep_going()
         time.sleep(0.2)
@@ -177,12 +183,15 @@ class _Asks:
 
 
 @contextmanager
-def _programs(path: Path, key: Path, link: SuperLink, *, log: Path, starter: Starter) -> Iterator["_SitePrograms"]:
+def _programs(
+    path: Path, key: Path, link: SuperLink, *, slots: Path, log: Path, starter: Starter
+) -> Iterator["_SitePrograms"]:
     """A site's programs, as `gliorn-client` starts them, with a folder of their own for their files."""
     config = read_site_config(path)
     server = ServerSpec(address=link.address, ca_certificate=link.authority, private_key=key)
     config = config.model_copy(update={"server": server})
-    commands = FlowerCommands(kit_of(config, origin=path), config, path, _quick(os.environ))
+    base = on_loopback(os.environ) | {WORK_SLOTS_VARIABLE: str(slots)}
+    commands = FlowerCommands(kit_of(config, origin=path), config, path, base)
     commands.prepare()
     programs = FlowerPrograms(commands, log, starter)
     try:
@@ -193,24 +202,25 @@ def _programs(path: Path, key: Path, link: SuperLink, *, log: Path, starter: Sta
 
 
 @contextmanager
-def _process(command: list[str], environment: Mapping[str, str], log: IO[bytes]) -> Iterator["subprocess.Popen[bytes]"]:
-    process = subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-    )
+def _process(
+    command: Sequence[str], environment: Mapping[str, str], log: IO[bytes], starter: Starter
+) -> Iterator[Process]:
+    process = starter(command, environment=environment, folder=Path.cwd(), log=log, keep=())
     try:
         yield process
     finally:
-        stop_group(process, patience_s=2.0)
+        stop_group(process, patience_s=0.0)  # neither the SuperLink nor its SuperExec has anything to keep
 
 
-def _wait_until_listening(link: SuperLink, process: "subprocess.Popen[bytes]", log_path: Path) -> None:
+def _copying_superexec(link: SuperLink) -> list[str]:
+    program = [sys.executable, "-P", "-m", "simulations.engines.server_apps", str(os.getpid())]
+    return [*program, *link.superexec_command()[1:]]
+
+
+def _wait_until_listening(link: SuperLink, process: Process, log_path: Path) -> None:
     end = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < end and process.poll() is None:
         if link.is_listening():
             return
         time.sleep(0.1)
     raise EngineError(f"the SuperLink did not begin to listen within {START_TIMEOUT_S:.0f} s; see {log_path}")
-
-
-def _quick(environment: Mapping[str, str]) -> dict[str, str]:
-    return dict(environment) | {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": POLL_INTERVAL_S, CHUNK_VARIABLE: CHUNK_BYTES}

@@ -1,15 +1,14 @@
-"""Starts the programs of many sites as copies of one process that has imported what they need.
+"""Starts the programs of a federation on one machine as copies of one process that has imported what they need.
 
-On one machine every site's SuperNode and SuperExec would import Flower, torch and MONAI for itself, which takes longer
-than a round. A copy (`fork`) shares the memory of what is imported, leads a session of its own, and becomes a child of
-the process that asked for it, as a program would that it had started itself. Linux alone has what that needs.
+Every one of them would import Flower, most of them torch and MONAI too, which takes longer than a round. A
+copy (`fork`) shares the memory of what is imported, leads a session of its own, and becomes a child of the process that
+asked for it, as a program would that it had started itself; it ends with that process. Linux alone has what that needs.
 
 Run as `python -m simulations.engines.nursery PARENT DESCRIPTOR`.
 """
 
 import ctypes
 import fcntl
-import gc
 import json
 import os
 import signal
@@ -19,18 +18,27 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO, Any, NoReturn
 
-from client.processes import end_with_parent
+from client.processes import end_with_parent, name_process
+from common.flower_environment import flower_environment
+from common.importing import undisturbed_imports
+from simulations.engines.loopback import on_loopback
 
-PROGRAMS = ("client.supernode", "client.superexec")
-"""Modules whose `main` is run in a copy."""
+PROGRAMS = ("client.supernode", "client.superexec", "server.superlink_program", "simulations.engines.server_apps")
+"""Modules whose `main` is run in a copy. Other commands are installed programs, which are run by their names."""
 
-_NEEDED = (*PROGRAMS, "client.forked_tasks", "flwr.supernode.start_client_internal", "flwr.supercore.superexec")
+_NEEDED = (
+    *(*PROGRAMS, "client.forked_tasks", "flwr.supernode.start_client_internal", "flwr.supercore.superexec"),
+    *("flwr.cli.app", "flwr.cli.build", "flwr.superlink.main", "flwr.superlink.cli.flower_superlink"),
+    *("server.app", "server.guard", "server.packed_grid", "flwr.superlink.runtime.run_serverapp", "server.report"),
+)
 _PR_SET_CHILD_SUBREAPER = 36
 _MOST_BYTES, _MOST_DESCRIPTORS, _FIRST_FREE = 2**17, 16, 200
 _ADOPTION_S = 10.0
@@ -82,14 +90,44 @@ class Nursery:
         log: IO[bytes],
         keep: tuple[int, ...],
     ) -> Copy:
-        """Start a program of a site; see `client.flower_programs.Starter`.
+        """Start a program; see `client.flower_programs.Starter`. Its output and its errors go to the log.
 
         Raises:
             OSError: If there is no room for it, or the nursery has ended.
         """
-        module, *arguments = command[command.index("-m") + 1 :]
+        return self._start(command, environment=environment, folder=folder, output=log, errors=log, keep=keep)
+
+    def run(self, command: Sequence[str], environment: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
+        """Run a program to its end.
+
+        Raises:
+            OSError: If there is no room for it, or the nursery has ended.
+        """
+        with TemporaryFile() as output, TemporaryFile() as errors:
+            copy = self._start(
+                command, environment=environment, folder=Path.cwd(), output=output, errors=errors, keep=()
+            )
+            status = copy.wait()
+            texts = []
+            for file in (output, errors):
+                file.seek(0)
+                texts.append(file.read().decode(errors="replace"))
+        return subprocess.CompletedProcess(command, status, *texts)
+
+    def _start(
+        self,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        folder: Path,
+        output: IO[bytes],
+        errors: IO[bytes],
+        keep: tuple[int, ...],
+    ) -> Copy:
+        begin = command.index("-m") + 1 if "-m" in command else 0
+        program, *arguments = command[begin:]
         request = {
-            "module": module,
+            "program": program if begin else Path(program).name,
             "arguments": arguments,
             "environment": dict(environment),
             "folder": str(folder),
@@ -98,35 +136,37 @@ class Nursery:
         }
         _adopt_orphans(True)  # for as long as the process between the nursery and the copy ends
         try:
-            socket.send_fds(self._channel, [json.dumps(request).encode()], [log.fileno(), *keep])
+            socket.send_fds(self._channel, [json.dumps(request).encode()], [output.fileno(), errors.fileno(), *keep])
             answer = self._channel.recv(_MOST_BYTES)
         finally:
             _adopt_orphans(False)
         if not answer:
-            raise ChildProcessError("the process that starts the sites' programs has ended")
+            raise ChildProcessError("the process that starts the programs of this run has ended")
         return Copy(int(answer))
 
 
 @contextmanager
-def nursery(environment: Mapping[str, str], log: IO[bytes]) -> Iterator[Nursery | None]:
+def nursery(log: IO[bytes] | None = None) -> Iterator[Nursery | None]:
     """A nursery that imports what it needs from now on; None where the system cannot have one.
 
+    Modules that read settings when they are imported find those of the network engine; a copy has an environment of its
+    own afterwards.
+
     Args:
-        environment: What the modules find when they are imported; a copy gets its own afterwards.
-        log: Where it writes.
+        log: Where it writes; by default where this process writes its errors.
     """
     if sys.platform != "linux":
         yield None
         return
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     command = [sys.executable, "-P", "-m", "simulations.engines.nursery", str(os.getpid()), str(its.fileno())]
-    with ours:
+    with ours, TemporaryDirectory(prefix="gliorn-") as home:
         with its:
             process = subprocess.Popen(
                 command,
-                env=dict(environment),
+                env=on_loopback(flower_environment(os.environ, home=home, programs="")),
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=2 if log is None else log,  # the number of the errors
                 stderr=log,
                 pass_fds=(its.fileno(),),
                 start_new_session=True,
@@ -136,6 +176,11 @@ def nursery(environment: Mapping[str, str], log: IO[bytes]) -> Iterator[Nursery 
         finally:
             process.kill()
             process.wait()
+
+
+def nursery_for(engine: str | None) -> AbstractContextManager[Nursery | None]:
+    """A nursery that imports while this process still prepares a run, if it is one of the network engine."""
+    return nursery() if engine == "network" else nullcontext()
 
 
 def _adopt_orphans(adopt: bool) -> None:
@@ -149,9 +194,9 @@ def _adopt_orphans(adopt: bool) -> None:
 
 @dataclass(frozen=True)
 class _Request:
-    """A program that is asked for; descriptors are the log and then those to keep, under the numbers in `keep`."""
+    """A program that is asked for; descriptors are output, errors and those to keep, under the numbers in `keep`."""
 
-    module: str
+    program: str
     arguments: list[str]
     environment: dict[str, str]
     folder: str
@@ -163,11 +208,10 @@ def main(arguments: Sequence[str]) -> None:
     """Start copies until nobody is there to ask for them."""
     parent, descriptor = map(int, arguments)
     end_with_parent(parent)
-    for module in _NEEDED:
-        import_module(module)
-    import_module("client.forked_tasks").import_for_tasks()
-    gc.collect()
-    gc.freeze()  # a collection in a copy would write to every object and so copy all of its memory
+    with undisturbed_imports():  # nor is what is imported looked at in a copy, which would copy all of its memory
+        for module in _NEEDED:
+            import_module(module)
+        import_module("client.forked_tasks").import_for_tasks()
     with socket.socket(fileno=descriptor) as channel:
         while True:
             text, descriptors, _, _ = socket.recv_fds(channel, _MOST_BYTES, _MOST_DESCRIPTORS)
@@ -202,19 +246,20 @@ def _become(request: _Request, descriptors: Sequence[int]) -> NoReturn:
     status: Any = 1
     try:
         _wait_for_adoption(request.parent)
+        end_with_parent(request.parent)
+        name_process(request.program.rpartition(".")[2])
         for ending in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(ending, signal.SIG_DFL)
         moved = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE) for each in descriptors]
         for each in descriptors:
             os.close(each)
-        for each, number in zip(moved, (1, *request.keep), strict=True):
+        for each, number in zip(moved[2:] + moved[:2], (*request.keep, 1, 2), strict=True):
             os.dup2(each, number)
             os.close(each)
-        os.dup2(1, 2)
         os.chdir(request.folder)
         os.environ.clear()
         os.environ.update(request.environment)
-        import_module(request.module).main(request.arguments)
+        _run(request.program, request.arguments)
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -224,6 +269,15 @@ def _become(request: _Request, descriptors: Sequence[int]) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)  # without the exit handlers of the process that this is a copy of
+
+
+def _run(program: str, arguments: list[str]) -> None:
+    if program in PROGRAMS:
+        import_module(program).main(arguments)
+        return
+    (script,) = entry_points(group="console_scripts", name=program)
+    sys.argv = [program, *arguments]
+    script.load()()
 
 
 def _wait_for_adoption(parent: int) -> None:

@@ -85,3 +85,14 @@ def test_answer_without_content_is_not_packed() -> None:
     reply = with_packed_arrays(lambda message, context: Message(Error(9, "why"), reply_to=message))(sent, None)  # type: ignore[arg-type]
 
     assert reply.error.code == 9
+
+
+def test_messages_that_share_their_content_share_it_packed() -> None:
+    wire = Wire()
+
+    PackedGrid(wire).push_messages([Message(each, 7, "train", ttl=60.0) for each in (WHOLE, WHOLE, content())])
+
+    first, second, other = (message.content for message in wire.sent)
+    assert first is second
+    assert set(first.array_records["state"]) == {"(packed)", "large"}
+    assert set(other.array_records["state"]) == set()

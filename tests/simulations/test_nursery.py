@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from client.flower_programs import free_port
 from client.processes import descendants
 from simulations.engines.nursery import Copy, Nursery, nursery
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux make
 
 @pytest.fixture(scope="module")
 def copies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    with (tmp_path_factory.mktemp("nursery") / "log").open("ab") as log, nursery(os.environ, log) as made:
+    with (tmp_path_factory.mktemp("nursery") / "log").open("ab") as log, nursery(log) as made:
         assert made is not None
         yield made
 
@@ -66,8 +67,47 @@ def test_copies_do_not_change_one_another_nor_the_nursery(copies: Nursery, tmp_p
     assert [copy.wait() for copy in several] == [2] * 4
 
 
+def test_installed_program_runs_to_its_end_with_output_and_errors_apart(copies: Nursery) -> None:
+    flwr = str(Path(sys.executable).parent / "flwr")
+    wrong = copies.run([flwr, "no-such-command"], os.environ)
+    right = copies.run([flwr, "--version"], {**os.environ, "FLWR_DISABLE_UPDATE_CHECK": "1"})
+
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "no-such-command" in wrong.stderr
+    assert (right.returncode, right.stderr) == (0, "")
+    assert "1.41." in right.stdout
+
+
+def test_copy_is_known_by_the_name_of_its_program_and_ends_with_the_process_that_asked(tmp_path: Path) -> None:
+    asking, told = os.pipe()
+    asks = os.fork()
+    if asks == 0:
+        with (tmp_path / "log").open("ab") as log, nursery(log) as copies:
+            assert copies is not None
+            command = [str(Path(sys.executable).parent / "flower-superlink"), "--insecure", "--port", str(free_port())]
+            environment = {**os.environ, "FLWR_HOME": str(tmp_path), "FLWR_TELEMETRY_ENABLED": "0"}
+            started_copy = copies.start(command, environment=environment, folder=tmp_path, log=log, keep=())
+            os.write(told, str(started_copy.pid).encode())
+            time.sleep(60)
+        os._exit(1)
+    copy = int(os.read(asking, 20))
+    name = Path(f"/proc/{copy}/comm")
+    end = time.monotonic() + 30
+    while name.read_text(encoding="utf-8") != "flower-superlin\n" and time.monotonic() < end:
+        time.sleep(0.01)
+    assert name.read_text(encoding="utf-8") == "flower-superlin\n"
+
+    os.kill(asks, signal.SIGKILL)
+    os.waitpid(asks, 0)
+    end = time.monotonic() + 10
+    while Path(f"/proc/{copy}/stat").exists() and not is_zombie(copy) and time.monotonic() < end:
+        time.sleep(0.01)
+
+    assert not Path(f"/proc/{copy}/stat").exists() or is_zombie(copy)
+
+
 def test_nursery_that_has_ended_starts_nothing(tmp_path: Path) -> None:
-    with (tmp_path / "log").open("ab") as log, nursery(os.environ, log) as copies:
+    with (tmp_path / "log").open("ab") as log, nursery(log) as copies:
         assert copies is not None
         assert started(copies, tmp_path, "--no-such-option").wait() == 2
         mine = descendants(os.getpid())
