@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -127,5 +128,10 @@ def set_state(model: nn.Module, state: ModelState) -> None:
     Raises:
         ProtocolError: If names, shapes or types are not the model's own.
     """
-    require_same_parameters(state, {name: t.detach().cpu().numpy() for name, t in model.state_dict().items()})
-    model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in state.items()}, strict=True)
+    values = model.state_dict()  # shares its memory with the model
+    require_same_parameters(state, {name: tensor.cpu().numpy() for name, tensor in values.items()})
+    for name, tensor in values.items():
+        if tensor.device.type == "cpu":
+            np.copyto(tensor.numpy(), state[name])
+        else:
+            tensor.copy_(torch.from_numpy(state[name].copy()))
