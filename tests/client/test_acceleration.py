@@ -272,6 +272,18 @@ def test_other_sizes_are_measured_for_themselves(tmp_path: Path, monkeypatch: py
     assert len(calls) == 3
 
 
+def test_plans_that_mean_something_else_in_a_new_version_are_measured_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = counted(monkeypatch, PLAIN)
+
+    for version in (1, 1, 2):
+        monkeypatch.setattr(calibration, "_WAYS_VERSION", version)
+        StepChoices(tmp_path).choose(study(), num_exams=8, device=CPU)
+
+    assert len(calls) == 2
+
+
 def test_short_run_and_fp32_measure_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = counted(monkeypatch, StepPlan(fused=True))
     short, plain = study(local_epochs=1), study(precision="fp32")
