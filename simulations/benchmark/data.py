@@ -79,7 +79,7 @@ def _measured(repeats: int, batch_size: int, size: int, device: torch.device) ->
                 "%",
                 f"< {MOST_PERCENT:g} %",
                 share < MOST_PERCENT,
-                note=note + "; wall time, with a core to spare",
+                note=note + "; wall time" + (", with a core to spare" if device.type == "cpu" else ""),
             )
         )
         work = 100 * (costs["load"] + costs["augment"]) / step
